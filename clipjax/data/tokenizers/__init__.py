@@ -1,0 +1,53 @@
+"""Tokenizers: from strings to int32 ids [n, L].
+
+A tokenizer has `length`, `vocab_size` and `pad_id`; `encode(text)` gives all ids of one text, `__call__(texts)` cuts
+and pads to the length as the original does; `save(directory)` and `load(config, directory)` are inverse, so that a
+checkpoint can carry it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from clipjax import registry
+
+KINDS = {
+    "clip_bpe": "clipjax.data.tokenizers.clip_bpe:ClipBPE",
+    "hf_json": "clipjax.data.tokenizers.hf_json:HFTokenizer",
+}
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer offers."""
+
+    length: int
+    vocab_size: int
+    pad_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """All ids of one text, special tokens included, not cut."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 [n, length], cut and padded."""
+        ...
+
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Writes the files it needs and returns the config for `load`."""
+        ...
+
+
+def make_tokenizer(config: Mapping[str, Any], length: int) -> Tokenizer:
+    """The tokenizer of a run's config: `kind` and its settings, with the text tower's length."""
+    settings = dict(config)
+    kind = settings.pop("kind")
+    return registry.call(
+        registry.lookup(kind, KINDS, "tokenizer"), settings, f"Tokenizer {kind!r}", length=length
+    )
+
+
+def load_tokenizer(config: Mapping[str, Any], directory: Path) -> Tokenizer:
+    """The tokenizer that `save(directory)` described by `config`."""
+    return registry.lookup(config["kind"], KINDS, "tokenizer").load(dict(config), directory)

@@ -1,0 +1,64 @@
+"""Every field of a config, once, with its default."""
+
+from ml_collections import ConfigDict
+
+from clipjax.models import model_section
+
+
+def base_config() -> ConfigDict:
+    """Every field of a config, with the defaults of OpenAI's CLIP recipe. A duration is a number of samples."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 1024,
+            "total_samples": 0,  # duration; the run ends with the whole batch that reaches it
+            "model": model_section(),
+            "init": {},  # part of the model ("image", "text", "") -> pretrained tower or checkpoint
+            "tokenizer": {"kind": "clip_bpe"},
+            "losses": {"contrastive": {"kind": "softmax", "weight": 1.0}},
+            "data": {
+                "sources": {},  # name -> kind, settings, and optionally weight
+                "captions": {"kind": "any"},
+                "augment": {
+                    "crop_scale": (0.9, 1.0),  # area of the random crop
+                    "crop_ratio": (0.75, 4 / 3),
+                    "flip": 0.0,
+                    "rotate": 0.0,  # degrees either way
+                    "brightness": 0.0,
+                    "contrast": 0.0,
+                    "saturation": 0.0,
+                    "hue": 0.0,  # turns either way
+                    "grayscale": 0.0,
+                    "background": "white",  # under transparent pictures: white, or random
+                },
+                "threads": 2,
+                "workers": 0,  # processes; 0 decodes in threads of this one
+                "prefetch": 4,  # batches
+                "max_bad_fraction": 0.01,
+                "record_ids": False,
+            },
+            "preprocess": {"resize": "shortest", "interpolation": "bicubic"},
+            "optim": {
+                "name": "adamw",
+                "lr": 5e-4,
+                "b1": 0.9,
+                "b2": 0.98,
+                "eps": 1e-6,
+                "schedule": "cosine",
+                "warmup": "2%",  # duration
+                "final_lr": 0.0,  # fraction of lr at the end of the cosine
+                "weight_decay": 0.2,
+                "decay_rules": ((r".*(kernel|embedding|probe)", 1.0), (".*", 0.0)),
+                "lr_multipliers": ((".*", 1.0),),
+                "freeze": ((".*", False),),
+                "clip_norm": None,
+                "clip_values": (("logit_scale", 0.0, 4.605170185988092),),
+                "ema": 0.0,  # decay per step; 0: none
+            },
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1},
+            "evals": {},  # name -> kind, settings, and `every` (duration)
+            "checkpoint": {"every": "10%", "keep": 1, "keep_every": None},  # durations; None: none
+            "log": {"every": "1%", "tensorboard": True, "wandb": False},
+        },
+        type_safe=False,
+    )

@@ -1,0 +1,92 @@
+"""What evaluators share in reading records: pictures, texts, and embedding them in chunks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from clipjax.errors import UserError
+
+
+class Encoder(Protocol):
+    """Turns pictures and texts into embeddings; the evaluators need nothing else of a model."""
+
+    def images(self, params: Any, images: Sequence[Any]) -> np.ndarray:
+        """Float32 [n, D], L2-normalised; `images` are encoded bytes or uint8 arrays."""
+        ...
+
+    def texts(self, params: Any, texts: Sequence[str]) -> np.ndarray:
+        """Float32 [n, D], L2-normalised."""
+        ...
+
+
+def pictures_of(record: dict[str, Any]) -> list[Any]:
+    """All pictures of a record: one, or every candidate of a list (training draws one of them)."""
+    image = record["image"]
+    return list(image) if isinstance(image, (list, tuple)) else [image]
+
+
+def texts_of(record: dict[str, Any], fields: Sequence[str], where: str) -> list[str]:
+    """Distinct texts of a record in the named fields, in order.
+
+    Raises:
+        UserError: a field is missing or no field holds a text that is not blank.
+    """
+    found: dict[str, None] = {}
+    for field in fields:
+        if field not in record:
+            raise UserError(
+                f"{where} has no field {field!r}; its fields are {', '.join(sorted(record))}"
+            )
+        value = record[field]
+        for text in [value] if isinstance(value, str) else value:
+            if text.strip():
+                found[text] = None
+    if not found:
+        raise UserError(f"{where} has no text in {', '.join(map(repr, fields))}")
+    return list(found)
+
+
+def embed_records(
+    encoder: Encoder,
+    params: Any,
+    source: Sequence[dict[str, Any]],
+    visit: Callable[[int, dict[str, Any]], None],
+    chunk: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeds every picture of every record in one pass over the source.
+
+    Args:
+        encoder: the encoder.
+        params: parameters of the model.
+        source: records.
+        visit: called once for each record, with its index, as it goes by.
+        chunk: pictures handed to the encoder at once; only those are in memory.
+
+    Returns:
+        float32 embeddings [P, D] and int64 record indices [P].
+    """
+    embeddings, owners, waiting = [], [], []
+    for index in range(len(source)):
+        record = source[index]
+        visit(index, record)
+        pictures = pictures_of(record)
+        owners += [index] * len(pictures)
+        waiting += pictures
+        while len(waiting) >= chunk:
+            embeddings.append(encoder.images(params, waiting[:chunk]))
+            del waiting[:chunk]
+    if waiting:
+        embeddings.append(encoder.images(params, waiting))
+    return np.concatenate(embeddings), np.array(owners, dtype=np.int64)
+
+
+def embed_texts(encoder: Encoder, params: Any, texts: Sequence[str], chunk: int) -> np.ndarray:
+    """Embeds texts in chunks; float32 [n, D]."""
+    return np.concatenate([encoder.texts(params, part) for part in chunks(texts, chunk)])
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Consecutive lists of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

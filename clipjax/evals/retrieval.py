@@ -1,0 +1,222 @@
+"""Retrieval between pictures and texts, both ways, with many captions per picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipjax.errors import UserError
+from clipjax.evals import metrics
+from clipjax.evals.records import Encoder, embed_records, embed_texts, pictures_of, texts_of
+from clipjax.evals.templates import fill, load_templates, text_hash
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One of the best answers to a query.
+
+    `record` and `picture` say which picture of which record it is (for a text: of a record that has
+    that text), `text` is the text, or the first text of the picture's record.
+    """
+
+    record: int
+    picture: int
+    text: str
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query with its best answers, best first.
+
+    Attributes:
+        direction: `text_to_image` or `image_to_text`.
+        record: the query's record (for a text: the first that has it).
+        picture: which picture of that record.
+        text: the query text, or the first text of the query picture's record.
+        hits: the best answers.
+        rank: 1-based rank of the best right answer among all; where scores tie, the worst case.
+    """
+
+    direction: str
+    record: int
+    picture: int
+    text: str
+    hits: tuple[Hit, ...]
+    rank: int
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    image_PxD: np.ndarray
+    record_P: np.ndarray  # record of each picture
+    text_TxD: np.ndarray
+    texts: list[str]
+    texts_of_picture: list[list[int]]  # right texts of each picture
+    pictures_of_text: list[list[int]]  # right pictures of each text
+
+
+class Retrieval:
+    """Image-to-text and text-to-image recall at 1, 5 and 10.
+
+    All texts of a record are right for all its pictures. A text that several records share is one
+    gallery entry that is right for all of them (`merge_duplicates`); with False each occurrence is
+    an entry of its own with one right record, as the usual COCO protocol counts (its duplicates are
+    misses).
+
+    Args:
+        name: the evaluator's name, which prefixes its metrics.
+        source: records with `image` and the text fields.
+        encoder: the model's encoder.
+        text_fields: field or fields whose texts are used: `text`, `name`, `keywords`, ...
+        template: what a text is put into before it is embedded.
+        merge_duplicates: whether equal texts of different records are one entry.
+        chunk: pictures or texts given to the encoder at once.
+
+    Attributes:
+        name: as given.
+        source: as given.
+        protocol: after `run`, what the numbers depend on: counts, a hash of the texts, chance
+            levels.
+    """
+
+    KS = (1, 5, 10)
+
+    def __init__(
+        self,
+        name: str,
+        source: Sequence[dict[str, Any]],
+        encoder: Encoder,
+        *,
+        text_fields: str | Sequence[str] = ("text",),
+        template: str = "{}",
+        merge_duplicates: bool = True,
+        chunk: int = 1024,
+    ):
+        if not len(source):
+            raise UserError(f"the source of evaluator {name!r} is empty")
+        self.name, self.source = name, source
+        self.protocol: dict[str, Any] = {}
+        self._encoder = encoder
+        self._fields = (text_fields,) if isinstance(text_fields, str) else tuple(text_fields)
+        (self._template,) = load_templates([template])
+        self._merge, self._chunk = merge_duplicates, chunk
+        self._texts(0, source[0])  # a wrong field shows at start-up, not after the first interval
+
+    def run(self, params: Any) -> dict[str, float]:
+        """Returns `image_to_text/R@k` and `text_to_image/R@k`, in [0, 1]."""
+        e = self._embed(params)
+        pictures, texts = len(e.image_PxD), len(e.texts)
+        to_text = metrics.retrieval_recall(e.image_PxD, e.text_TxD, e.texts_of_picture, self.KS)
+        to_image = metrics.retrieval_recall(e.text_TxD, e.image_PxD, e.pictures_of_text, self.KS)
+        self.protocol = {
+            "kind": "retrieval",
+            "records": len(self.source),
+            "pictures": pictures,
+            "texts": texts,
+            "texts_sha256": text_hash(e.texts),
+            "text_fields": list(self._fields),
+            "template": self._template,
+            "merge_duplicates": self._merge,
+            "chance": _both_ways(
+                metrics.chance_recall(e.texts_of_picture, pictures, texts, self.KS),
+                metrics.chance_recall(e.pictures_of_text, texts, pictures, self.KS),
+            ),
+        }
+        return _both_ways(to_text, to_image)
+
+    def gallery(self, params: Any, n: int = 8, *, answers: int = 5) -> list[Example]:
+        """Examples for a report: n queries by text, then n by picture, evenly spaced, not chosen.
+
+        Args:
+            params: parameters of the model.
+            n: queries each way (fewer where there are fewer).
+            answers: best answers to keep.
+        """
+        e = self._embed(params)
+        first_picture = np.searchsorted(e.record_P, np.arange(len(self.source)))
+
+        def place(picture: int) -> tuple[int, int]:
+            record = int(e.record_P[picture])
+            return record, int(picture - first_picture[record])
+
+        def first_text(picture: int) -> str:
+            return e.texts[e.texts_of_picture[picture][0]]
+
+        examples = []
+        for text in _spread(len(e.texts), n):
+            best, scores, rank = _answers(
+                e.text_TxD[text], e.image_PxD, e.pictures_of_text[text], answers
+            )
+            right = set(e.pictures_of_text[text])
+            hits = tuple(
+                Hit(*place(p), first_text(p), s, p in right)
+                for p, s in zip(best, scores, strict=True)
+            )
+            query = place(e.pictures_of_text[text][0])
+            examples.append(Example("text_to_image", *query, e.texts[text], hits, rank))
+        for picture in _spread(len(e.image_PxD), n):
+            best, scores, rank = _answers(
+                e.image_PxD[picture], e.text_TxD, e.texts_of_picture[picture], answers
+            )
+            right = set(e.texts_of_picture[picture])
+            hits = tuple(
+                Hit(*place(e.pictures_of_text[t][0]), e.texts[t], s, t in right)
+                for t, s in zip(best, scores, strict=True)
+            )
+            query = place(picture)
+            examples.append(Example("image_to_text", *query, first_text(picture), hits, rank))
+        return examples
+
+    def picture(self, record: int, picture: int) -> Any:
+        """The raw picture (encoded bytes or uint8 array) that an `Example` or `Hit` names."""
+        return pictures_of(self.source[record])[picture]
+
+    def _texts(self, index: int, record: dict[str, Any]) -> list[str]:
+        return texts_of(record, self._fields, f"record {index} of evaluator {self.name!r}")
+
+    def _embed(self, params: Any) -> _Embedded:
+        texts: list[str] = []
+        number: dict[Any, int] = {}
+        texts_of_record: list[list[int]] = []
+
+        def visit(index: int, record: dict[str, Any]) -> None:
+            rows = []
+            for text in self._texts(index, record):
+                key = text if self._merge else (index, text)
+                if key not in number:
+                    number[key] = len(texts)
+                    texts.append(text)
+                rows.append(number[key])
+            texts_of_record.append(rows)
+
+        image_PxD, record_P = embed_records(self._encoder, params, self.source, visit, self._chunk)
+        prompts = [fill(self._template, text) for text in texts]
+        text_TxD = embed_texts(self._encoder, params, prompts, self._chunk)
+        pictures_of_text: list[list[int]] = [[] for _ in texts]
+        for picture, record in enumerate(record_P):
+            for text in texts_of_record[record]:
+                pictures_of_text[text].append(picture)
+        texts_of_picture = [texts_of_record[record] for record in record_P]
+        return _Embedded(image_PxD, record_P, text_TxD, texts, texts_of_picture, pictures_of_text)
+
+
+def _answers(query_D, gallery_MxD, right: list[int], k: int) -> tuple[list[int], list[float], int]:
+    index_1xM, score_1xM = metrics.top_k(query_D[None], gallery_MxD, len(gallery_MxD))
+    index_M, score_M = index_1xM[0], score_1xM[0]
+    right_M = np.isin(index_M, right)
+    rank = int(((score_M >= score_M[right_M].max()) & ~right_M).sum()) + 1
+    return index_M[:k].tolist(), score_M[:k].tolist(), rank
+
+
+def _spread(count: int, n: int) -> list[int]:
+    n = min(n, count)
+    return [(2 * i + 1) * count // (2 * n) for i in range(n)]
+
+
+def _both_ways(to_text: dict[str, float], to_image: dict[str, float]) -> dict[str, float]:
+    return {f"image_to_text/{k}": v for k, v in to_text.items()} | {
+        f"text_to_image/{k}": v for k, v in to_image.items()
+    }

@@ -1,0 +1,111 @@
+"""The device mesh, and THE table from logical axis names to mesh axes.
+
+Parameters and batches name their axes by meaning ("embed", "mlp", "batch", ...); only this file says which mesh axis
+each meaning is split over. `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits heads,
+MLPs and the vocabulary, `expert` splits experts.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from clipjax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "expert")
+
+# Logical axis -> mesh axis. What is not listed is not split.
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("vocab", "tensor"),
+    ("expert", "expert"),
+)
+
+
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all devices with the axes of `AXES`.
+
+    Args:
+      sizes: axis -> size; one may be -1 and takes what is left; what is not named is 1. None: all devices on `data`.
+      devices: the devices to use, default all of all processes.
+
+    Raises:
+      UserError: an unknown axis, two -1, or sizes that do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": -1} if sizes is None else dict(sizes)
+    for axis in sizes:
+        if axis not in AXES:
+            raise UserError(f"The mesh has no axis {axis!r}; its axes are {', '.join(AXES)}.")
+    shape = [int(sizes.get(axis, 1)) for axis in AXES]
+    text = ", ".join(f"{a}={s}" for a, s in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
+        raise UserError(f"Mesh sizes must be positive, and at most one may be -1, but got {text}.")
+    known = math.prod(s for s in shape if s != -1)
+    if -1 in shape:
+        shape[shape.index(-1)] = len(devices) // known
+    if math.prod(shape) != len(devices):
+        raise UserError(
+            f"The mesh {text} does not fill the {len(devices)} device(s) there are; "
+            "change config.mesh so that the sizes multiply to that number."
+        )
+    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Arrays with a leading batch axis are split over `data` and `fsdp`, whatever their rank."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the batch axis is cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree of parameters with logical axis names (boxes of `nn.with_logical_partitioning`).
+
+    A dimension that its mesh axes do not divide stays whole; `clipjax show` prints what is split how.
+    Returns a tree like `nn.unbox(boxed)`.
+    """
+    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
+
+    def sharding(leaf: Any, spec: Any) -> NamedSharding:
+        entries = []
+        for size, axis in zip(leaf.shape, tuple(spec) + (None,) * leaf.ndim, strict=False):
+            axes = () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
+            parts = math.prod(mesh.shape[a] for a in axes)
+            entries.append(axis if axes and size % parts == 0 else None)
+        return NamedSharding(mesh, PartitionSpec(*entries))
+
+    return jax.tree.map(sharding, nn.unbox(boxed), specs)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins the layout of an activation by logical axis names; does nothing when no mesh is set.
+
+    Without such pins XLA may answer FSDP parameters by splitting activations along their width and gathering the
+    batch. The mesh is the ambient one (`jax.set_mesh`). A dimension that does not divide is left to XLA.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    entries = []
+    for size, axis in zip(x.shape, axes, strict=True):
+        target = dict(RULES).get(axis)
+        names = () if target is None else (target,) if isinstance(target, str) else target
+        parts = math.prod(mesh.shape[a] for a in names)
+        entries.append(target if names and size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))

@@ -1,0 +1,117 @@
+"""Models, built from the `model` section of a config."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from clipjax import registry
+from clipjax.errors import UserError
+
+IMAGE_TOWERS = {
+    "vit": "clipjax.models.image:ViT",
+    "efficientnet_lite0": "clipjax.models.efficientnet:EfficientNetLite0",
+}
+TEXT_TOWERS = {
+    "transformer": "clipjax.models.text:TextTransformer",
+    "bert": "clipjax.models.bert:Bert",
+}
+MODELS = {"dual_encoder": "clipjax.models.dual_encoder:DualEncoder"}
+
+# Set once for the whole model in its own section, and handed to both towers.
+_DTYPES = ("dtype", "param_dtype")
+
+
+def section(kind: str, table: Mapping[str, str], what: str, **settings: Any) -> ConfigDict:
+    """A config section for a module: `kind`, and all its settings with their defaults.
+
+    Raises:
+      UserError: no such kind, or a setting that it does not have (with the nearest one).
+    """
+    module = registry.lookup(kind, table, what)
+    fields = {
+        f.name: None if f.default is dataclasses.MISSING else f.default
+        for f in dataclasses.fields(module)
+        if f.name
+        not in ("parent", "name", "image", "text", *(_DTYPES if table is not MODELS else ()))
+    }
+    for name in settings:
+        if name not in fields:
+            raise UserError(
+                f"The {what} {kind!r} has no setting {name!r}{registry.nearest(name, fields)}."
+            )
+    return ConfigDict({"kind": kind, **fields, **settings}, type_safe=False)
+
+
+def image_section(kind: str = "vit", **settings: Any) -> ConfigDict:
+    """Section `config.model.image`."""
+    return section(kind, IMAGE_TOWERS, "image tower", **settings)
+
+
+def text_section(kind: str = "transformer", **settings: Any) -> ConfigDict:
+    """Section `config.model.text`."""
+    return section(kind, TEXT_TOWERS, "text tower", **settings)
+
+
+def model_section(
+    image: ConfigDict | None = None,
+    text: ConfigDict | None = None,
+    kind: str = "dual_encoder",
+    **settings: Any,
+) -> ConfigDict:
+    """Section `config.model`, with its towers. `dtype` "auto" is bfloat16 on accelerators and float32 on CPU."""
+    result = section(kind, MODELS, "model", **({"dtype": "auto"} | settings))
+    result.image = image_section() if image is None else image
+    result.text = text_section() if text is None else text
+    return result
+
+
+def compute_dtype(name: str) -> str:
+    """What "auto" means on this machine."""
+    if name == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"model.dtype must be auto, float32, bfloat16 or float16, not {name!r}.")
+    return name
+
+
+def make_model(config: Mapping[str, Any]) -> nn.Module:
+    """The module of a `model` section.
+
+    Raises:
+      UserError: an unknown kind or setting.
+    """
+    settings = {k: v for k, v in dict(config).items() if k not in ("image", "text", "kind")}
+    settings["dtype"] = compute_dtype(settings["dtype"])
+    dtypes = {k: settings[k] for k in _DTYPES}
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+
+    def tower(part: str, table: Mapping[str, str]) -> nn.Module:
+        options = dict(config[part])
+        kind = options.pop("kind")
+        return registry.call(
+            registry.lookup(kind, table, f"{part} tower"),
+            options,
+            f"The {part} tower {kind!r}",
+            **dtypes,
+        )
+
+    towers = {"image": tower("image", IMAGE_TOWERS), "text": tower("text", TEXT_TOWERS)}
+    kind = config["kind"]
+    return registry.call(
+        registry.lookup(kind, MODELS, "model"), settings, f"The model {kind!r}", **towers
+    )
+
+
+def example_batch(config: Mapping[str, Any], size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch that `make_model(config)` takes."""
+    side, length = config["image"]["size"], config["text"]["length"]
+    return {
+        "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),
+        "text": jax.ShapeDtypeStruct((size, length), jnp.int32),
+        "sample_seed": jax.ShapeDtypeStruct((size,), jnp.uint32),
+    }

@@ -1,0 +1,115 @@
+"""Dense, LayerNorm and activations: the layers under every tower.
+
+Parameters are created in `param_dtype`, carry logical axis names (see clipjax/mesh.py), and are cast to the compute
+`dtype` where they are used. Norms are computed in float32.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.errors import UserError
+from clipjax.registry import nearest
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI CLIP
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation called `name`; UserError with the nearest name if there is none."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"There is no activation {name!r}{nearest(name, ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Callable,
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    dtype: str,
+) -> jax.Array:
+    """Declares one parameter with logical axis names."""
+    return module.param(
+        name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.dtype(dtype)
+    )
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias` over the last axis of x.
+
+    Attributes:
+      features: output width.
+      axes: logical names of the kernel's two axes.
+      std: standard deviation of the normal initialisation.
+    """
+
+    features: int
+    axes: tuple[str | None, str | None]
+    std: float
+    use_bias: bool = True
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., W] -> [..., features]."""
+        shape = (x.shape[-1], self.features)
+        kernel = parameter(
+            self, "kernel", nn.initializers.normal(self.std), shape, self.axes, self.param_dtype
+        )
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = parameter(
+                self, "bias", nn.initializers.zeros, shape[1:], self.axes[1:], self.param_dtype
+            )
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, computed in float32, returned in the compute dtype."""
+
+    eps: float = 1e-5
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., W] -> [..., W]."""
+        shape = x.shape[-1:]
+        scale = parameter(self, "scale", nn.initializers.ones, shape, ("norm",), self.param_dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros, shape, ("norm",), self.param_dtype)
+        x = x.astype(jnp.float32)
+        mean = jnp.mean(x, axis=-1, keepdims=True)
+        centred = x - mean
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps)
+        return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """Dense, activation, Dense."""
+
+    mlp_dim: int
+    activation: str = "gelu"
+    out_std: float | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., W] -> [..., W]."""
+        width = x.shape[-1]
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        x = Dense(self.mlp_dim, ("embed", "mlp"), (2 * width) ** -0.5, name="fc_in", **dtypes)(x)
+        x = activation(self.activation)(x)
+        return Dense(
+            width, ("mlp", "embed"), self.out_std or self.mlp_dim**-0.5, name="fc_out", **dtypes
+        )(x)

@@ -1,0 +1,52 @@
+"""From tokens to one vector."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.models.attention import dot_product_attention, head_size
+from clipjax.models.layers import Dense, LayerNorm, Mlp, parameter
+
+
+class MapPool(nn.Module):
+    """Multi-head attention pooling: one learned probe attends to all tokens (Zhai et al. 2022, section 2.1)."""
+
+    heads: int
+    mlp_dim: int
+    activation: str = "gelu"
+    eps: float = 1e-6
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BxNxW: jax.Array, mask_BxN: jax.Array | None = None) -> jax.Array:
+        """[B, N, W] -> [B, W]. Tokens where `mask_BxN` is False are not seen."""
+        batch, tokens, width = x_BxNxW.shape
+        size = head_size(width, self.heads)
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        probe = parameter(
+            self,
+            "probe",
+            nn.initializers.xavier_uniform(),
+            (1, width),
+            (None, "embed"),
+            self.param_dtype,
+        )
+        x = x_BxNxW.astype(self.dtype)
+        project = lambda name, y: Dense(
+            width, ("embed", "heads"), width**-0.5, name=name, **dtypes
+        )(y)  # noqa: E731
+        query = project("query", probe.astype(self.dtype)).reshape(1, 1, self.heads, size)
+        key = project("key", x).reshape(batch, tokens, self.heads, size)
+        value = project("value", x).reshape(batch, tokens, self.heads, size)
+        mask = None if mask_BxN is None else mask_BxN[:, None, None, :]
+        query = jnp.broadcast_to(query, (batch, 1, self.heads, size))
+        y = dot_product_attention(query, key, value, mask).reshape(batch, width)
+        y = Dense(width, ("heads", "embed"), width**-0.5, name="out", **dtypes)(y)
+        z = LayerNorm(self.eps, name="norm", **dtypes)(y)
+        return y + Mlp(self.mlp_dim, self.activation, name="mlp", **dtypes)(z)
+
+
+def token_at(x_BxLxW: jax.Array, position_B: jax.Array) -> jax.Array:
+    """Row `position_B[i]` of sample i: [B, L, W] -> [B, W]."""
+    return jnp.take_along_axis(x_BxLxW, position_B[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,199 @@
+"""Optimizers, schedules, and who is trained how: (regex, value) lists over parameter paths, first match wins.
+
+Frozen parameters never meet the optimizer: they get no gradient and no state. LiT (Zhai et al. 2022) is nothing but
+`freeze = (("image/.*", True), (".*", False))`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from clipjax import rules
+from clipjax.errors import UserError
+from clipjax.registry import nearest
+
+Flat = dict[str, Any]
+
+
+def schedule(
+    kind: str, *, peak: float, total: int, warmup: int, batch_size: int, final: float = 0.0
+) -> Callable[[jax.Array], jax.Array]:
+    """Learning rate as a function of the step, written in samples.
+
+    Linear warm-up over `warmup` samples, then "cosine" to `final * peak` at `total` samples, "constant", or "rsqrt"
+    (reciprocal square root, peak * sqrt(warmup / samples), as in Zhai et al. 2022).
+
+    Raises:
+      UserError: an unknown kind, or a warm-up longer than the run.
+    """
+    kinds = ("cosine", "constant", "rsqrt")
+    if kind not in kinds:
+        raise UserError(f"There is no schedule {kind!r}{nearest(kind, kinds)}.")
+    if warmup > total:
+        raise UserError(
+            f"config.optim.warmup ({warmup} samples) is longer than the run ({total} samples)."
+        )
+
+    def rate(step: jax.Array) -> jax.Array:
+        # Float32 counts steps exactly to 16 million; ratios are formed in steps, not samples, for that reason.
+        step = jnp.asarray(step, jnp.float32)
+        ramp_steps, total_steps = warmup / batch_size, total / batch_size
+        # Step 0 already moves: the first update uses 1 / ramp of the peak.
+        ramp = jnp.minimum(1.0, (step + 1) / max(ramp_steps, 1.0))
+        if kind == "constant":
+            decay = 1.0
+        elif kind == "rsqrt":
+            start = max(ramp_steps, 1.0)
+            decay = jnp.sqrt(start / jnp.maximum(step + 1, start))
+        else:
+            done = jnp.clip((step - ramp_steps) / max(total_steps - ramp_steps, 1.0), 0.0, 1.0)
+            decay = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        return peak * ramp * decay
+
+    return rate
+
+
+def split(
+    params: Mapping[str, Any], freeze: tuple[tuple[str, bool], ...]
+) -> tuple[Flat, Flat, Flat]:
+    """Flat parameters, parted into those that train and those that do not, and the trained ones' masks.
+
+    A stack of which only some layers are frozen trains as a whole with a mask (1 trained, 0 frozen).
+    """
+    frozen_by_path = rules.match(freeze, params, "optim.freeze")
+    flat = rules.paths(params)
+    mask = {p: 1.0 - np.asarray(v, np.float32) for p, v in frozen_by_path.items()}
+    trained = {p: leaf for p, leaf in flat.items() if mask[p].any()}
+    if not trained:
+        raise UserError("config.optim.freeze freezes every parameter; nothing would train.")
+    frozen = {p: leaf for p, leaf in flat.items() if p not in trained}
+    return trained, frozen, {p: mask[p] for p in trained}
+
+
+def make_optimizer(
+    config: Mapping[str, Any], params: Mapping[str, Any], rate: Callable[[jax.Array], jax.Array]
+) -> optax.GradientTransformation:
+    """The optimizer of `config.optim` over the flat dict of trained parameters.
+
+    The order is: clip by global norm, precondition, add decoupled weight decay, scale by each parameter's multiplier
+    and by the learning rate. Adafactor and Muon are followed by the same steps.
+
+    Args:
+      config: section `optim`.
+      params: tree of all parameters (arrays or shapes); rules are checked against it.
+      rate: step -> learning rate.
+
+    Raises:
+      UserError: an unknown optimizer, or rules that fit nothing.
+    """
+    name = config["name"]
+    if name not in PRECONDITIONERS:
+        raise UserError(f"There is no optimizer {name!r}{nearest(name, PRECONDITIONERS)}.")
+    trained, _, mask = split(params, config["freeze"])
+    decay = rules.match(config["decay_rules"], params, "optim.decay_rules")
+    multiplier = rules.match(config["lr_multipliers"], params, "optim.lr_multipliers")
+    decay = {p: config["weight_decay"] * decay[p] for p in trained}
+    multiplier = {p: multiplier[p] * mask[p] for p in trained}
+    clip = config["clip_norm"]
+    return optax.chain(
+        _multiply(mask),
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        PRECONDITIONERS[name](config, trained),
+        _add_decay(decay),
+        _multiply(multiplier),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _adamw(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
+    del trained
+    return optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"])
+
+
+def _lion(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
+    """Chen et al. 2023, "Symbolic discovery of optimization algorithms"."""
+    del trained
+    return optax.scale_by_lion(b1=config["b1"], b2=config["b2"])
+
+
+def _adafactor(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
+    """Shazeer & Stern 2018 as Zhai et al. 2022 (Scaling ViT, section 3.4) use it: factored second moment with its
+    decay capped at b2, update clipping, first moment in bfloat16, no scaling by parameter size.
+    """
+    del trained
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate=0.8, epsilon=1e-30, min_dim_size_to_factor=32),
+        optax.clip_by_block_rms(1.0),
+        optax.ema(config["b1"], debias=False, accumulator_dtype=jnp.bfloat16),
+    )
+
+
+def _muon(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
+    """Jordan et al. 2024: orthogonalised momentum for the blocks' matrices, Adam (with Nesterov) for all else.
+
+    Scaled to AdamW's RMS (Liu et al. 2025, section 2.2), so that the same learning rates and decays serve. Each layer,
+    and each of query, key and value, is orthogonalised by itself.
+    """
+
+    def axes(path: str, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if rules.STACKED not in path.split("/") or not path.endswith("kernel"):
+            return None
+        if path.endswith("qkv_kernel"):  # [layers, W, 3, heads, d]
+            return optax.contrib.MuonDimensionNumbers(1, (3, 4))
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # the sign is undone: the chain above applies the real learning rate
+        beta=0.95,
+        adam_b1=config["b1"],
+        adam_b2=config["b2"],
+        eps=config["eps"],
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers={p: axes(p, leaf) for p, leaf in trained.items()},
+    )
+
+
+PRECONDITIONERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon}
+
+
+def _is_one(value: Any) -> bool:
+    return np.ndim(value) == 0 and float(value) == 1.0
+
+
+def _multiply(factors: Flat) -> optax.GradientTransformation:
+    """Multiplies each update by its factor, a number or an array that broadcasts."""
+    return optax.stateless(
+        lambda updates, _: {
+            p: u if _is_one(factors[p]) else u * factors[p] for p, u in updates.items()
+        }
+    )
+
+
+def _add_decay(decay: Flat) -> optax.GradientTransformation:
+    """Adds decay * parameter, with a rate for each parameter."""
+    return optax.stateless(
+        lambda updates, params: {
+            p: u if np.ndim(decay[p]) == 0 and decay[p] == 0 else u + decay[p] * params[p]
+            for p, u in updates.items()
+        }
+    )
+
+
+def clip_values(
+    params: Mapping[str, Any], rules_: tuple[tuple[str, float, float], ...]
+) -> dict[str, Any]:
+    """Keeps parameters inside [low, high] after an update: OpenAI's CLIP holds the log logit scale in [0, ln 100].
+
+    Clipping in the forward pass instead would cut the gradient and leave the scale stuck at the edge.
+    """
+    bounds = rules.match(
+        [*((r, (lo, hi)) for r, lo, hi in rules_), (".*", None)], params, "optim.clip_values"
+    )
+    flat = rules.paths(params)
+    return rules.tree(
+        {p: x if bounds[p] is None else jnp.clip(x, *bounds[p]) for p, x in flat.items()}
+    )

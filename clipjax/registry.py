@@ -1,0 +1,66 @@
+"""From a name in a config to the object it means."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clipjax.errors import UserError
+
+
+def nearest(name: str, valid: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
+    """A hint such as `; did you mean 'depth'?`, or the list of what there is."""
+    names = [str(n) for n in valid]
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
+
+
+def lookup(kind: str, table: Mapping[str, str], what: str) -> Callable[..., Any]:
+    """Imports what `kind` names: a key of `table`, or an import path `package.module:Name`.
+
+    Args:
+      kind: short name or import path. Experiments name their own parts by import path.
+      table: short name -> import path.
+      what: what is being looked up, for the error message ("loss", "image tower", ...).
+
+    Raises:
+      UserError: there is no such name, module or attribute.
+    """
+    path = table.get(kind, kind)
+    if ":" not in path:
+        raise UserError(
+            f"There is no {what} named {kind!r}{nearest(kind, table)} (or give an import path, "
+            "'package.module:Name')."
+        )
+    module, attribute = path.split(":", 1)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"The {what} {path!r} cannot be imported: {error}.") from error
+
+
+def call(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str, **given: Any) -> Any:
+    """`function(**given, **kwargs)`, where `kwargs` come from a user's config and are checked by name first.
+
+    Raises:
+      UserError: a keyword that `function` does not take (with the nearest one it does), or a missing one.
+    """
+    parameters = inspect.signature(function).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    reserved = ("parent", "name") if "parent" in parameters else ()  # a Flax module's own
+    valid = [n for n in parameters if n not in given and n not in reserved]
+    for name in kwargs:
+        if name in given or (name not in valid and not free):
+            raise UserError(f"{what} has no setting {name!r}{nearest(name, valid)}.")
+    missing = [
+        n
+        for n in valid
+        if parameters[n].default is inspect.Parameter.empty
+        and parameters[n].kind
+        in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        and n not in kwargs
+    ]
+    if missing:
+        raise UserError(f"{what} needs the setting(s) {', '.join(missing)}.")
+    return function(**given, **kwargs)

@@ -1,0 +1,174 @@
+"""The training state and the one step that changes it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from clipjax import optim, registry, rules
+from clipjax.errors import UserError
+from clipjax.losses import KINDS
+from clipjax.mesh import parameter_shardings, replicated
+from clipjax.models import example_batch
+
+
+@flax.struct.dataclass
+class State:
+    """What training changes: `step` int32, `params`, optimizer state, and the average of the trained parameters.
+
+    `ema` is flat, path -> array, and empty without averaging.
+    """
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+    ema: dict[str, jax.Array]
+
+    def averaged(self) -> Any:
+        """Parameters for evaluation: averaged where there is an average."""
+        return rules.tree(rules.paths(self.params) | self.ema) if self.ema else self.params
+
+
+def make_losses(
+    config: Mapping[str, Any], mesh: Mesh
+) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+    """The weighted sum of a config's losses, `(outputs, batch, samples) -> (total, metrics)`.
+
+    A weight is a number, or pairs ((samples, weight), ...) between which it is interpolated.
+    """
+    entries = {}
+    for name, entry in config.items():
+        settings = {k: v for k, v in dict(entry).items() if k not in ("kind", "weight")}
+        if "kind" not in entry:
+            raise UserError(
+                f"The loss {name!r} needs a 'kind', one of {', '.join(KINDS)} or an import path."
+            )
+        entries[name] = (
+            registry.lookup(entry["kind"], KINDS, "loss"),
+            entry.get("weight", 1.0),
+            settings,
+        )
+
+    def total(
+        outputs: Any, batch: Any, samples: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        result, metrics = jnp.float32(0.0), {}
+        for name, (loss, weight, settings) in entries.items():
+            if isinstance(weight, tuple | list):
+                xs, ys = zip(*weight, strict=True)
+                weight = jnp.interp(
+                    samples, jnp.asarray(xs, jnp.float32), jnp.asarray(ys, jnp.float32)
+                )
+            value, extra = registry.call(
+                loss, settings, f"Loss {name!r}", outputs=outputs, batch=batch, mesh=mesh
+            )
+            result = result + weight * value
+            metrics |= {f"{name}/loss": value} | {f"{name}/{k}": v for k, v in extra.items()}
+        return result, metrics
+
+    return total
+
+
+def make_step(
+    model: nn.Module,
+    losses: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+    optimizer: optax.GradientTransformation,
+    config: Mapping[str, Any],
+    rate: Callable[[jax.Array], jax.Array],
+) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
+    """The step `(state, batch) -> (state, metrics)`, to be jitted with the state donated."""
+    settings, batch_size, decay = config["optim"], config["batch_size"], config["optim"]["ema"]
+
+    def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+        trained, frozen, _ = optim.split(state.params, settings["freeze"])
+
+        def objective(trained: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            outputs = model.apply({"params": rules.tree(trained | frozen)}, batch, train=True)
+            samples = state.step.astype(jnp.float32) * batch_size
+            total, metrics = losses(outputs, batch, samples)
+            scalars = {k: outputs[k] for k in ("logit_scale", "logit_bias") if k in outputs}
+            return total, metrics | scalars
+
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+        updates, new_optimizer = optimizer.update(grads, state.optimizer, trained)
+        trained = optax.apply_updates(trained, updates)
+        params = optim.clip_values(rules.tree(trained | frozen), settings["clip_values"])
+        ema = state.ema
+        if decay:
+            # Early averages lean on few steps, so the average's memory grows with the run (as in TensorFlow's EMA).
+            d = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+            flat = rules.paths(params)
+            ema = {p: d * old + (1.0 - d) * flat[p] for p, old in ema.items()}
+        metrics |= {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": rate(state.step),
+        }
+        return State(state.step + 1, params, new_optimizer, ema), metrics
+
+    return step
+
+
+def init_state(
+    model: nn.Module,
+    config: Mapping[str, Any],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    pretrained: Mapping[str, Any] | None = None,
+) -> State:
+    """A fresh state, born sharded over the mesh.
+
+    Args:
+      model: the module.
+      config: of the run.
+      optimizer: from `optim.make_optimizer`.
+      mesh: where the state will live.
+      pretrained: flat path -> array, in place of the fresh values.
+    """
+    shapes = abstract_state(model, config, optimizer, mesh)
+    example = {k: np.zeros(v.shape, v.dtype) for k, v in example_batch(config["model"]).items()}
+    pretrained = dict(pretrained or {})
+
+    def fresh(seed: jax.Array, given: dict[str, jax.Array]) -> State:
+        params = nn.unbox(model.init(jax.random.key(seed), example))["params"]
+        params = rules.tree(rules.paths(params) | given)
+        trained, _, _ = optim.split(params, config["optim"]["freeze"])
+        ema = dict(trained) if config["optim"]["ema"] else {}
+        return State(jnp.int32(0), params, optimizer.init(trained), ema)
+
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    with jax.set_mesh(mesh):
+        return jax.jit(fresh, out_shardings=shardings)(config["seed"], pretrained)
+
+
+def abstract_state(
+    model: nn.Module, config: Mapping[str, Any], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> State:
+    """Shapes, dtypes and shardings of the state, with nothing allocated.
+
+    The optimizer's moments and the average are split as their parameters are; its counters are whole everywhere.
+    """
+    boxed = jax.eval_shape(model.init, jax.random.key(0), example_batch(config["model"]))["params"]
+    where = parameter_shardings(boxed, mesh)
+    params = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), where
+    )
+    trained, _, _ = optim.split(params, config["optim"]["freeze"])
+
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+        like = trained.get(keys[-1]) if keys else None
+        sharding = (
+            like.sharding if like is not None and like.shape == leaf.shape else replicated(mesh)
+        )
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    moments = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trained))
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return State(step, params, moments, dict(trained) if config["optim"]["ema"] else {})

@@ -1,0 +1,241 @@
+"""The train loop: the only one.
+
+The order of things at a sample count is fixed: metrics of all steps so far are checked and written, then evaluators
+run, then the checkpoint is taken, then the next step runs. A resumed run therefore repeats nothing and skips nothing.
+"""
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from clipjax import checkpoint, flops, optim
+from clipjax.checkpoint import Checkpointer, due
+from clipjax.convert.pretrained import load_pretrained
+from clipjax.data.pipeline import batches
+from clipjax.data.stream import Stream
+from clipjax.data.tokenizers import Tokenizer, make_tokenizer
+from clipjax.errors import UserError
+from clipjax.evals import make_evaluators
+from clipjax.fields import BATCH, HOST_ONLY
+from clipjax.inference import Encoder
+from clipjax.mesh import batch_sharding, batch_shards, make_mesh
+from clipjax.models import example_batch, make_model
+from clipjax.report import write_report
+from clipjax.report_gallery import retrieval_galleries
+from clipjax.run_log import RunLog
+from clipjax.step import State, abstract_state, init_state, make_losses, make_step
+from clipjax.workdir import claim, resolve, versions
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGTERM, SIGINT); its checkpoint is on disk. `status` is for the shell."""
+
+    def __init__(self, signum: int, samples: int):
+        super().__init__(f"Stopped by {signal.Signals(signum).name}; saved at {samples:,} samples.")
+        self.status = 128 + signum
+
+
+def train(config: ConfigDict, workdir: str | Path) -> State:
+    """Trains to `config.total_samples`, going on from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      config: as `load_config` gives it.
+      workdir: the run's directory, made if it is not there.
+
+    Returns:
+      The final state.
+
+    Raises:
+      UserError: settings that cannot work, or a run that cannot go on (non-finite loss, too many bad records).
+      Stopped: after a signal, when everything is saved.
+    """
+    workdir = Path(workdir)
+    tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
+    check_vocabulary(tokenizer, config)
+    stream = Stream(config.data, config.preprocess, config.model.image.size, tokenizer, config.seed)
+    config = resolve(config, stream.epoch)
+    mesh = make_mesh(config.mesh)
+    if config.batch_size % batch_shards(mesh):
+        raise UserError(
+            f"config.batch_size = {config.batch_size} does not divide over {batch_shards(mesh)} devices."
+        )
+
+    model = make_model(config.model)
+    rate = optim.schedule(
+        config.optim.schedule,
+        peak=config.optim.lr,
+        total=config.total_samples,
+        warmup=config.optim.warmup,
+        batch_size=config.batch_size,
+        final=config.optim.final_lr,
+    )
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), example_batch(config.model)))[
+        "params"
+    ]
+    optimizer = optim.make_optimizer(config.optim, shapes, rate)
+    losses = make_losses(config.losses, mesh)
+    step = jax.jit(make_step(model, losses, optimizer, config, rate), donate_argnums=0)
+    encoder = Encoder(model, config, tokenizer, mesh)
+    evaluators = make_evaluators(config.evals, encoder)
+
+    claim(workdir, config)
+    checkpoints = Checkpointer(
+        workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
+    )
+    counters = {"bad": 0, "cut": 0}
+    samples = checkpoints.latest() or 0
+    if samples:
+        like = abstract_state(model, config, optimizer, mesh)
+        state, counters = restore(checkpoints, samples, like)
+    else:
+        state = init_state(model, config, optimizer, mesh, load_pretrained(config.init, shapes))
+
+    run = RunLog(
+        config, workdir, samples, mesh, flops_per_sample(config, losses, optimizer, rate, state)
+    )
+    packed = checkpoint.pack_tokenizer(tokenizer)
+
+    def save() -> None:
+        meta = {
+            "samples": samples,
+            **counters,
+            "config": json.loads(config.to_json()),
+            "versions": versions(),
+        }
+        train_state = {"step": state.step, "optimizer": state.optimizer, "ema": state.ema}
+        checkpoints.save(samples, state.params, train_state, meta, packed)
+
+    source = batches(
+        stream,
+        config.batch_size,
+        samples,
+        config.total_samples,
+        threads=config.data.threads,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+    )
+    sharding = batch_sharding(mesh)
+    pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
+    with (
+        contextlib.closing(run),
+        contextlib.closing(checkpoints),
+        jax.set_mesh(mesh),
+        stop_signals() as stop,
+    ):
+        for batch in source:
+            for key in counters:
+                counters[key] += int(batch[key].sum())
+            state, metrics = step(state, to_device(batch, sharding))
+            samples += config.batch_size
+            run.record_ids(samples, batch["sample_id"])
+            # The step just dispatched runs while the metrics of the one before are fetched.
+            if pending:
+                run.finish_step(*pending, counters)
+            pending = (samples, metrics, batch["sample_id"])
+
+            last = samples >= config.total_samples
+            now = {
+                n
+                for n in evaluators
+                if last or due(samples, config.evals[n].get("every"), config.batch_size)
+            }
+            saving = last or stop.signum or due(samples, config.checkpoint.every, config.batch_size)
+            if now or saving:
+                run.finish_step(*pending, counters)
+                pending = None
+            for name in sorted(now):
+                run.evaluate(name, evaluators[name], state.averaged(), samples)
+            if saving:
+                save()
+            if stop.signum:
+                checkpoints.wait()
+                raise Stopped(stop.signum, samples)
+        checkpoints.wait()
+    galleries = [
+        g
+        for evaluator in evaluators.values()
+        if hasattr(evaluator, "gallery")
+        for g in retrieval_galleries(evaluator, state.averaged())
+    ]
+    write_report(workdir, galleries)
+    return state
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: ConfigDict) -> None:
+    """Refuses a text tower that lacks embeddings for some of the tokenizer's ids."""
+    size = config.model.text.get("vocab_size", tokenizer.vocab_size)
+    if size < tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.text.vocab_size = {size} is smaller than the tokenizer's vocabulary of "
+            f"{tokenizer.vocab_size}; raise it to that."
+        )
+
+
+def restore(checkpoints: Checkpointer, samples: int, like: State) -> tuple[State, dict[str, int]]:
+    """The state and the data counters of the checkpoint at `samples`, sharded as `like` says."""
+    train_like = {"step": like.step, "optimizer": like.optimizer, "ema": like.ema}
+    params, train_state, meta = checkpoints.restore(samples, like.params, train_like)
+    state = State(train_state["step"], params, train_state["optimizer"], train_state["ema"])
+    return state, {"bad": meta["bad"], "cut": meta["cut"]}
+
+
+def to_device(
+    batch: Mapping[str, np.ndarray], sharding: jax.sharding.NamedSharding
+) -> dict[str, jax.Array]:
+    """The fields that models and losses may read, as global arrays split over the mesh."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+        if name in BATCH and name not in HOST_ONLY
+    }
+
+
+def flops_per_sample(
+    config: ConfigDict, losses: Any, optimizer: Any, rate: Any, state: State
+) -> float:
+    """FLOPs that training needs for one sample: without what rematerialisation repeats (Chowdhery et al. 2022)."""
+    plain = ConfigDict(config.model.to_dict(), type_safe=False)
+    for tower in (plain.image, plain.text):
+        if "remat" in tower:
+            tower.remat = "none"
+    step = make_step(make_model(plain), losses, optimizer, config, rate)
+    return (
+        flops.count(step, state, example_batch(config.model, config.batch_size)) / config.batch_size
+    )
+
+
+class _Stop:
+    """Which signal has asked the run to stop; 0 for none."""
+
+    signum = 0
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[_Stop]:
+    """While inside, SIGTERM and SIGINT only leave a note; a second one of them works as usual."""
+    stop = _Stop()
+    before = {}
+
+    def note(signum: int, frame: Any) -> None:
+        del frame
+        stop.signum = signum
+        signal.signal(signum, before[signum])
+
+    try:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            before[signum] = signal.signal(signum, note)
+    except ValueError:
+        pass  # not the main thread, where signals are not ours to catch
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

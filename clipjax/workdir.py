@@ -1,0 +1,153 @@
+"""A run's directory: which config it belongs to, and the records that are written once."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from clipjax.config import flatten, from_json, in_samples, to_json
+from clipjax.errors import UserError
+from clipjax.writers import replace_file
+
+# Fields that may differ when a run goes on: they change what is reported or where it runs, not what is learnt.
+FREE = (
+    "log.",
+    "evals",
+    "checkpoint.",
+    "mesh.",
+    "data.threads",
+    "data.workers",
+    "data.prefetch",
+    "data.record_ids",
+)
+FREE += ("data.max_bad_fraction",)
+
+
+def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
+    """A copy with every duration in samples and the run's end on a whole batch.
+
+    Args:
+      config: as loaded.
+      epoch: records of all sources together.
+
+    Raises:
+      UserError: a duration that cannot be understood, or a run without samples.
+    """
+    config = ConfigDict(config.to_dict(), type_safe=False)
+    size = config.batch_size
+    if size < 1:
+        raise UserError(f"config.batch_size must be at least 1, not {size}.")
+    total = in_samples(config.total_samples, "total_samples", size, epoch, None)
+    if not total:
+        raise UserError(
+            "config.total_samples is 0; say how long to train, such as 100_000 or '20 epochs'."
+        )
+    total = -(-total // size) * size
+    config.total_samples = total
+
+    def convert(section: Any, name: str, path: str) -> None:
+        if name in section:
+            section[name] = in_samples(section[name], path + name, size, epoch, total)
+
+    convert(config.optim, "warmup", "optim.")
+    convert(config.checkpoint, "every", "checkpoint.")
+    convert(config.checkpoint, "keep_every", "checkpoint.")
+    convert(config.log, "every", "log.")
+    for name, entry in config.evals.items():
+        convert(entry, "every", f"evals.{name}.")
+    return config
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Writes `config.json` and `versions.json` into a new workdir, or checks that the one there is this run's.
+
+    Raises:
+      UserError: the workdir belongs to another config (the differences are named), or cannot be written.
+    """
+    file = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            _check_same(file, config)
+        elif (workdir / "checkpoints").exists():
+            raise UserError(
+                f"{str(workdir)!r} holds checkpoints but no config.json; choose another --workdir."
+            )
+        replace_file(file, to_json(config))
+        replace_file(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"The workdir {str(workdir)!r} cannot be written: {error.strerror}."
+        ) from error
+
+
+def _check_same(file: Path, config: ConfigDict) -> None:
+    try:
+        old = flatten(from_json(file.read_text()))
+    except ValueError as error:
+        raise UserError(
+            f"{str(file)!r} is not a config that clipjax wrote; choose another --workdir."
+        ) from error
+    new = flatten(from_json(to_json(config)))
+    free = FREE if config.optim.schedule == "cosine" else (*FREE, "total_samples")
+    differing = [
+        f"{key} (there {old.get(key)!r}, now {new.get(key)!r})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(free)
+    ]
+    if differing:
+        raise UserError(
+            f"The workdir {str(file.parent)!r} belongs to another config; it differs in {'; '.join(differing)}. "
+            "Choose another --workdir, or the old settings to go on with that run."
+        )
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what computes, and the git commit of the code, None where it is not a checkout."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in (
+        "clipjax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "grain",
+        "numpy",
+        "pillow",
+    ):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    found["git_commit"] = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain")
+    found["git_state"] = None if changed is None else "changed" if changed else "clean"
+    return found
+
+
+def _git(*args: str) -> str | None:
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *args],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe(meta: Mapping[str, Any]) -> str:
+    """One line about a checkpoint, for messages."""
+    return f"{meta['samples']:,} samples, clipjax {meta['versions'].get('clipjax')}"

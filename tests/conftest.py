@@ -1,0 +1,13 @@
+"""Shared set-up: eight simulated CPU devices and a compile cache outside the checkout."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipjax-tests" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "clipjax-matplotlib"))

@@ -1,0 +1,200 @@
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipjax.evals.retrieval import Retrieval
+from clipjax.report import write_report
+from clipjax.report_figures import curve_svg, short_number, thumbnail_uri
+from clipjax.report_gallery import Answer, Gallery, Query, retrieval_galleries
+from clipjax.writers import JsonlWriter, write_results
+
+EVIL = "<script>alert('x')</script> & \"q\""
+VOID = {"meta", "img", "use", "path", "br", "rect", "line", "circle"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest and collects what a test asks for."""
+
+    def __init__(self, page):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.text = [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open, tag
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def with_class(self, name):
+        return [a for _, a in self.tags if name in (a.get("class") or "").split()]
+
+
+def read(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def fill_run(workdir, steps=1200):
+    writer = JsonlWriter(workdir / "metrics.jsonl")
+    for i in range(1, steps + 1):
+        writer.write(64 * i, i, {"loss": 4 * math.exp(-i / 300), "learning_rate": 1e-3})
+        if i % 300 == 0:
+            writer.write(64 * i, i, {f"unseen/text_to_image/R@{k}": k * i / 12000 for k in (1, 5)})
+    writer.close()
+    write_results(
+        workdir / "results.json",
+        {
+            "unseen": {
+                "samples": 64 * steps,
+                "metrics": {"text_to_image/R@1": 0.1, "text_to_image/R@5": 0.5},
+                "protocol": {"texts": 184, "chance": {"text_to_image/R@1": 0.0054}},
+            },
+            EVIL: {"samples": 64 * steps, "metrics": {"acc@1": 0.25, "mean_per_class": math.nan}},
+        },
+    )
+    config = {"seed": 0, "batch_size": 64, "total_samples": 64 * steps, "note": EVIL}
+    (workdir / "config.json").write_text(json.dumps(config))
+
+
+def galleries():
+    image = np.zeros((16, 16, 3), np.uint8)
+    answers = [Answer(EVIL, 0.5, False, image), Answer("pear", 0.4, True, Image.new("L", (5, 9)))]
+    return [
+        Gallery("by text", True, [Query(EVIL, image, answers, 2)]),
+        Gallery("by picture", False, [Query("pear", image, answers, 2)], "A note."),
+    ]
+
+
+def test_report_is_whole_self_contained_and_escaped(tmp_path):
+    fill_run(tmp_path)
+    path = write_report(tmp_path, galleries())
+    assert path == tmp_path / "report.html"
+    source = path.read_text(encoding="utf-8")
+    page = read(path)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href"):
+                assert value.startswith(("data:image/", "#")), value
+    assert not re.search(r"(?i)https?:|url\((?!#)|@import", source)
+    assert EVIL not in source
+    assert "".join(page.text).count("<script>") >= 4  # shown as text: query, answers, table, config
+    shown = "".join(page.text)
+    assert "Finished" in shown
+    assert "10.0%" in shown
+    assert "0.5%" in shown  # chance
+    assert "184 texts" in shown
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+
+
+def test_right_answers_are_marked_not_only_by_colour(tmp_path):
+    page = read(write_report(tmp_path, galleries()))
+    by_text = page.with_class("picture")
+    assert sum("right" in a["class"].split() for a in by_text) == 1
+    assert "0.400 · right" in "".join(page.text)
+    assert "✓" in page.text
+    assert "the right one is at place 2" in "".join(page.text)
+
+
+def test_an_empty_run_has_a_report(tmp_path):
+    shown = "".join(read(write_report(tmp_path)).text)
+    assert "No metrics yet" in shown
+    assert "No evaluator has run yet" in shown
+
+
+def test_a_killed_or_broken_run_says_so(tmp_path):
+    fill_run(tmp_path, steps=30)
+    config = {"config": {"total_samples": 64 * 60}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('garbage\n{"samples": 1984, "step": 31, "loss": "NaN"}\n{"samp')
+    (tmp_path / "results.json").write_text("{")
+    shown = "".join(read(write_report(tmp_path)).text)
+    assert "51.7% of the run" in shown
+    assert "1 line(s) of metrics.jsonl cannot be read" in shown
+    assert "results.json cannot be read" in shown
+    assert "The loss was nan at 1,984 samples" in shown
+    (tmp_path / "config.json").write_text("[1]")
+    write_report(tmp_path)
+
+
+def test_a_picture_that_cannot_be_shown_does_not_stop_the_report(tmp_path):
+    query = Query("x", b"not a picture", [Answer("y", 0.1, False, b"")])
+    page = read(write_report(tmp_path, [Gallery("g", True, [query]), Gallery("h", False, [query])]))
+    assert page.text.count("no picture") == 3
+
+
+def test_galleries_come_from_the_retrieval_evaluator(tmp_path):
+    class Encoder:
+        def images(self, params, images):
+            return np.eye(4, dtype=np.float32)[[int(i[0, 0, 0]) for i in images]]
+
+        def texts(self, params, texts):
+            return np.eye(4, dtype=np.float32)[[int(t) for t in texts]]
+
+    source = [{"image": np.full((8, 8, 3), i, np.uint8), "text": [str(i)]} for i in range(3)]
+    by_text, by_picture = retrieval_galleries(Retrieval("small", source, Encoder()), None, n=3)
+    assert (by_text.by_text, by_picture.by_text) == (True, False)
+    assert [q.answers[0].right for q in by_text.queries] == [True] * 3
+    assert [int(q.answers[0].image[0, 0, 0]) for q in by_text.queries] == [0, 1, 2]
+    page = read(write_report(tmp_path, [by_text, by_picture]))
+    assert "small: pictures for a text" in page.text
+    assert "3 of 3 are right" in "".join(page.text)
+
+
+def test_curves_follow_the_page_and_keep_their_range():
+    rng = np.random.default_rng(0)
+    x = np.arange(5000)
+    svg = curve_svg("loss <1>", {"loss": (x, rng.normal(size=5000)), "b": ([], [])})
+    assert "#0102" not in svg
+    assert "var(--s1)" in svg
+    assert "var(--muted)" in svg
+    assert 'aria-label="loss &lt;1&gt;"' in svg
+    assert len(svg) < 120_000
+    with_gap = curve_svg("t", {"a": ([1, 2, 3], [1.0, math.nan, 2.0])}, percent=True)
+    assert "%" in with_gap
+    ids = [set(re.findall(r' id="(p[0-9a-f]+)"', curve_svg(t, {"a": ([1], [1])}))) for t in "xy"]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK"])
+def test_thumbnails_of_any_mode_are_small_and_flat(mode):
+    import base64
+    import io
+
+    uri = thumbnail_uri(Image.new(mode, (400, 200)), size=100)
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert image.size == (100, 50)
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    uri = thumbnail_uri(np.asarray(clear))
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert np.asarray(image).min() > 250
+
+
+def test_short_number():
+    assert [short_number(v) for v in (0, 0.00012345, 12.5, 1500, 2_500_000, 4e9)] == [
+        "0",
+        "0.0001234",
+        "12.5",
+        "1.5k",
+        "2.5M",
+        "4B",
+    ]
