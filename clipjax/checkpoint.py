@@ -24,7 +24,12 @@ from clipjax import rules
 from clipjax.data.tokenizers import Tokenizer, load_tokenizer
 from clipjax.errors import UserError
 
-ITEMS = ("params", "train", "meta", "tokenizer")
+ITEMS = {
+    "params": ocp.StandardCheckpointHandler,
+    "train": ocp.StandardCheckpointHandler,
+    "meta": ocp.JsonCheckpointHandler,
+    "tokenizer": ocp.JsonCheckpointHandler,
+}
 
 
 def due(samples: int, every: int | None, batch_size: int) -> bool:
@@ -68,7 +73,11 @@ class Checkpointer:
             create=True,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self._directory, item_names=ITEMS, options=options)
+        # Named here, not at the first save, so that a new process can read what another one wrote.
+        handlers = {name: make() for name, make in ITEMS.items()}
+        self._manager = ocp.CheckpointManager(
+            self._directory, item_handlers=handlers, options=options
+        )
 
     def latest(self) -> int | None:
         """Samples of the newest whole checkpoint, None if there is none."""

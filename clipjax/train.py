@@ -123,7 +123,7 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
         prefetch=config.data.prefetch,
     )
     sharding = batch_sharding(mesh)
-    pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
+    pending: tuple[int, dict[str, jax.Array], np.ndarray, dict[str, int]] | None = None
     with (
         contextlib.closing(run),
         contextlib.closing(checkpoints),
@@ -138,26 +138,26 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
             run.record_ids(samples, batch["sample_id"])
             # The step just dispatched runs while the metrics of the one before are fetched.
             if pending:
-                run.finish_step(*pending, counters)
-            pending = (samples, metrics, batch["sample_id"])
+                run.finish_step(*pending)
+            pending = (samples, metrics, batch["sample_id"], dict(counters))
 
-            last = samples >= config.total_samples
+            last, stopping = samples >= config.total_samples, stop.signum
             now = {
                 n
                 for n in evaluators
                 if last or due(samples, config.evals[n].get("every"), config.batch_size)
             }
-            saving = last or stop.signum or due(samples, config.checkpoint.every, config.batch_size)
+            saving = last or stopping or due(samples, config.checkpoint.every, config.batch_size)
             if now or saving:
-                run.finish_step(*pending, counters)
+                run.finish_step(*pending)
                 pending = None
             for name in sorted(now):
                 run.evaluate(name, evaluators[name], state.averaged(), samples)
             if saving:
                 save()
-            if stop.signum:
+            if stopping:
                 checkpoints.wait()
-                raise Stopped(stop.signum, samples)
+                raise Stopped(stopping, samples)
         checkpoints.wait()
     galleries = [
         g

@@ -1,4 +1,4 @@
-"""Random-access sources of raw records: `len(source)` and `source[i] -> dict`. See clipjax/data/stream.py for the dict."""
+"""Random-access sources of raw records: `len(source)` and `source[i] -> dict`, as clipjax/data/stream.py defines it."""
 
 import csv
 import json

@@ -1,7 +1,7 @@
 """Evaluators: `run(params) -> metrics`, inside a run and from the command line alike.
 
-An entry of a config's `evals` has a `kind` (a key of `KINDS` or an import path), a `source` like those of `data.sources`,
-the evaluator's settings, and `every`, the samples between two runs of it; None is at the end only.
+An entry of a config's `evals` has a `kind` (a key of `KINDS` or an import path), a `source` like those of
+`data.sources`, the evaluator's settings, and `every`, the samples between two runs of it; None is at the end only.
 """
 
 from collections.abc import Mapping

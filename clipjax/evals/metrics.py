@@ -169,7 +169,7 @@ def classification_metrics(logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict
 
     Returns:
         `acc@1`, `acc@5` and `mean_per_class` (recall of each class that occurs in `labels_N`,
-        averaged), all in [0, 1]. `acc@5` is left out under 5 classes (CLIP_benchmark gives NaN
+        averaged), all in [0, 1]. `acc@5` is left out up to 5 classes (CLIP_benchmark gives NaN
         there).
 
     Raises:
@@ -178,7 +178,7 @@ def classification_metrics(logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict
     """
     logits_NxC, labels_N = np.asarray(logits_NxC), np.asarray(labels_N)
     classes = logits_NxC.shape[1]
-    ks = (1, 5) if classes >= 5 else (1,)
+    ks = (1, 5) if classes > 5 else (1,)
     _check_labels(labels_N, len(logits_NxC), classes)
     if np.isnan(logits_NxC).any():
         raise UserError("the logits hold NaN: the model has diverged; use an earlier checkpoint")
@@ -194,7 +194,7 @@ def nearest_class_metrics(
 ) -> dict[str, float]:
     """`classification_metrics` of `image_NxD @ class_CxD.T`, made in blocks of rows."""
     labels_N, classes = np.asarray(labels_N), len(class_CxD)
-    ks = (1, 5) if classes >= 5 else (1,)
+    ks = (1, 5) if classes > 5 else (1,)
     _check_labels(labels_N, len(image_NxD), classes)
     hits = [
         _label_hits(scores_bxC, labels_N[start : start + len(scores_bxC)], ks, tolerance)

@@ -58,7 +58,7 @@ class ZeroShot:
         self._label(0, source[0])  # a wrong field shows at start-up, not after the first interval
 
     def run(self, params: Any) -> dict[str, float]:
-        """Returns `acc@1`, `acc@5` (from 5 classes on) and `mean_per_class`, in [0, 1]."""
+        """Returns `acc@1`, `acc@5` (above 5 classes) and `mean_per_class`, in [0, 1]."""
         labels: list[Any] = []
         image_PxD, record_P = embed_records(
             self._encoder,

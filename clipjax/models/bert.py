@@ -6,6 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clipjax.errors import UserError
+from clipjax.models.attention import head_size
+
 
 def _dense(width: int, axes: tuple[str, str], dtype: Any, name: str) -> nn.Dense:
     """A dense layer whose kernel [in, out] names its axes for sharding."""
@@ -62,10 +65,12 @@ class Bert(nn.Module):
     single sentences do. Layers are unrolled: on a CPU a scan over them costs a fifth of the speed.
 
     Attributes:
+        length: tokens of the texts that the pipeline makes, at most `max_positions`.
         norm_epsilon: of every layer norm.
         dtype: of the matrix products; norms, softmax and outputs are float32.
     """
 
+    length: int = 128
     vocab_size: int = 30522
     width: int = 384
     depth: int = 6
@@ -76,30 +81,37 @@ class Bert(nn.Module):
     pad_id: int = 0
     norm_epsilon: float = 1e-12
     dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, text_BxL: jax.Array, *, deterministic: bool = True
+        self,
+        text_BxL: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        sample_seed: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Embeds token ids.
 
         Args:
             text_BxL: int32; L at most `max_positions`.
-            deterministic: accepted for the tower protocol; this tower has no dropout.
+            mask: bool [B, L], False where nobody may attend, on top of the padding.
+            sample_seed: not used; every tower takes it.
 
         Returns:
             (pooled [B, W], the mean over the tokens that are not padding, and tokens [B, L, W]),
             both float32. A row of nothing but padding pools to zeros.
 
         Raises:
-            ValueError: if L exceeds `max_positions` or `heads` does not divide `width`.
+            UserError: if L exceeds `max_positions` or `heads` does not divide `width`.
         """
-        del deterministic
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
+        del sample_seed
+        head_size(self.width, self.heads)
         length = text_BxL.shape[1]
         if length > self.max_positions:
-            raise ValueError(f"{length} tokens, but only {self.max_positions} positions")
+            raise UserError(
+                f"The text tower takes at most {self.max_positions} tokens, not {length}."
+            )
 
         def table(name: str, rows: int, axis: str | None = None) -> jax.Array:
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
@@ -111,6 +123,8 @@ class Bert(nn.Module):
         x = tokens[text_BxL] + positions[:length] + types[0]
         x = nn.LayerNorm(self.norm_epsilon, dtype=jnp.float32, name="embedding_norm")(x)
         mask_BxL = text_BxL != self.pad_id
+        if mask is not None:
+            mask_BxL = mask_BxL & mask
         for index in range(self.depth):
             layer = Layer(
                 self.heads, self.mlp_dim, self.norm_epsilon, self.dtype, name=f"layer_{index}"

@@ -17,7 +17,8 @@ def l2_normalise(x: jax.Array) -> jax.Array:
     """Float32 vectors of length 1 along the last axis; a zero vector stays zero, with a zero gradient."""
     x = x.astype(jnp.float32)
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+    nonzero = square > 1e-24
+    return x * jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
 
 
 class Projection(nn.Module):

@@ -149,33 +149,36 @@ class EfficientNetLite0(nn.Module):
     trained at 224×224. `stages`, `stem_width` and `head_width` are there for small test towers.
 
     Attributes:
+        size: side of the pictures that the pipeline makes; the tower itself takes any.
         chunk: if set, images pass in groups of gcd(B, chunk), one after the other, so that a
             group's activations stay in the CPU's caches: 4 makes 128 px pictures about 1.5 times
             as fast. Leave it unset where the batch is split over devices.
         dtype: of the convolutions; the outputs are float32.
     """
 
+    size: int = 224
     stages: tuple[Stage, ...] = LITE0_STAGES
     stem_width: int = 32
     head_width: int = 1280
     chunk: int | None = None
     dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, image_BxHxWx3: jax.Array, *, deterministic: bool = True
+        self, image_BxHxWx3: jax.Array, *, sample_seed: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Embeds images.
 
         Args:
             image_BxHxWx3: float, normalised.
-            deterministic: accepted for the tower protocol; this tower is always deterministic.
+            sample_seed: not used; every tower takes it.
 
         Returns:
             (pooled [B, head_width], the average of the tokens, and tokens [B, N, head_width], row
             by row), both float32; N = ceil(H / 32) · ceil(W / 32) for Lite0.
         """
-        del deterministic
+        del sample_seed
         batch = image_BxHxWx3.shape[0]
         if self.chunk is None:
             tokens_BxNxW = self._tokens(image_BxHxWx3)

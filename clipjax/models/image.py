@@ -35,7 +35,8 @@ def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0
 def drop_patches(x_BxNxW: jax.Array, rate: float, sample_seed_B: jax.Array) -> jax.Array:
     """Keeps a random ceil((1 - rate) N) of each sample's tokens, in their order (Li et al. 2023, FLIP)."""
     tokens = x_BxNxW.shape[1]
-    kept = max(1, math.ceil((1.0 - rate) * tokens))
+    # The small number undoes rounding: (1 - 0.7) * 10 is a little more than 3.
+    kept = max(1, math.ceil((1.0 - rate) * tokens - 1e-6))
     noise = jax.vmap(lambda seed: jax.random.uniform(jax.random.key(seed), (tokens,)))(
         sample_seed_B
     )

@@ -33,9 +33,10 @@ class MapPool(nn.Module):
             self.param_dtype,
         )
         x = x_BxNxW.astype(self.dtype)
-        project = lambda name, y: Dense(
-            width, ("embed", "heads"), width**-0.5, name=name, **dtypes
-        )(y)  # noqa: E731
+
+        def project(name: str, y: jax.Array) -> jax.Array:
+            return Dense(width, ("embed", "heads"), width**-0.5, name=name, **dtypes)(y)
+
         query = project("query", probe.astype(self.dtype)).reshape(1, 1, self.heads, size)
         key = project("key", x).reshape(batch, tokens, self.heads, size)
         value = project("value", x).reshape(batch, tokens, self.heads, size)

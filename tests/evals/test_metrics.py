@@ -159,7 +159,7 @@ def test_classification_equals_enumerated_orders(data, rows, classes):
         np.mean([h for h, x in zip(hit, labels, strict=True) if x == c]) for c in set(labels)
     ]
     want = {"acc@1": np.mean(hit), "mean_per_class": np.mean(by_class)}
-    if classes >= 5:
+    if classes > 5:
         want["acc@5"] = np.mean(
             [slow_hit(s, {label}, 5) for s, label in zip(logits, labels, strict=True)]
         )

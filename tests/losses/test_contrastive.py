@@ -20,8 +20,7 @@ def inputs(seed=0, duplicates=True):
     image, text = (rng.normal(size=(B, D)).astype(np.float32) for _ in range(2))
     if duplicates:
         image[3], text[5], text[7] = image[2], text[4], text[4]
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    return unit(image), unit(text)
+    return tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
 
 
 def softmax_oracle(image, text, scale, bias=None):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from clipjax.errors import UserError
 from clipjax.models.bert import Bert
 
 MODEL = Bert(vocab_size=13, width=12, depth=2, heads=3, mlp_dim=20, max_positions=9)
@@ -75,9 +76,9 @@ def test_half_precision_outputs_float32(params):
 
 
 def test_bad_shapes():
-    with pytest.raises(ValueError, match="10 tokens, but only 9 positions"):
+    with pytest.raises(UserError, match="at most 9 tokens, not 10"):
         jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 10), jnp.int32))
-    with pytest.raises(ValueError, match="5 heads do not divide the width 12"):
+    with pytest.raises(UserError, match="width of 12 cannot be split into 5 heads"):
         jax.eval_shape(MODEL.clone(heads=5).init, jax.random.key(0), TEXT)
 
 

@@ -1,0 +1,149 @@
+"""Promise 3: kill a run at any instant, and the resumed run makes the same losses from the same samples."""
+
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from tiny_run import (
+    assert_same_arrays,
+    losses,
+    sample_ids,
+    saved,
+    start,
+    trajectory,
+)
+
+STEPS, BATCH = 120, 8
+TOTAL = STEPS * BATCH
+KILLS = 22
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run = start(workdir, steps=STEPS, output=subprocess.PIPE)
+    output, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, run.stderr
+    return workdir
+
+
+def assert_same_run(workdir, whole):
+    assert trajectory(workdir) == trajectory(whole)
+    assert sample_ids(workdir) == sample_ids(whole)
+    assert_same_arrays(saved(workdir, TOTAL), saved(whole, TOTAL))
+    results = [json.loads((w / "results.json").read_text()) for w in (workdir, whole)]
+    assert results[0] == results[1]
+    assert (workdir / "report.html").stat().st_size > 0
+
+
+def steps_written(workdir):
+    """Lines of the log that are whole."""
+    file = workdir / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def saving(workdir):
+    """Whether a checkpoint is being written: Orbax renames its folder when all of it is there."""
+    folder = workdir / "checkpoints"
+    try:
+        return any("orbax-checkpoint-tmp" in path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(run, condition, seconds=90.0):
+    """Polls until `condition()`; False if the run ended before."""
+    end = time.monotonic() + seconds
+    while run.poll() is None:
+        if condition():
+            return True
+        assert time.monotonic() < end, "the run makes no progress"
+        time.sleep(0.001)
+    return False
+
+
+def test_the_run_is_what_it_should_be(whole):
+    lines = [line for line in trajectory(whole) if "loss" in line]
+    assert [line["samples"] for line in lines] == list(range(BATCH, TOTAL + 1, BATCH))
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[0]["data/cut_texts"] <= BATCH < lines[-1]["data/cut_texts"]
+    assert np.mean(losses(whole)[-20:]) < np.mean(losses(whole)[:20])
+    ids = [json.loads(line) for line in sample_ids(whole).splitlines()]
+    assert [line["step"] for line in ids] == list(range(1, STEPS + 1))
+    assert all(len(set(line["sample_ids"])) == BATCH for line in ids)
+    evaluated = [line["samples"] for line in trajectory(whole) if "unseen/image_to_text/R@1" in line]
+    assert evaluated == [TOTAL // 2, TOTAL]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on(tmp_path, whole, signum):
+    run = start(tmp_path, steps=STEPS, output=subprocess.PIPE)
+    # Between two regular checkpoints, which are four steps apart.
+    assert wait_until(run, lambda: steps_written(tmp_path) >= 9)
+    run.send_signal(signum)
+    _, errors = run.communicate(timeout=90)
+    assert run.returncode == 128 + signum
+    (newest,) = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+    done = int(newest)
+    assert errors.decode().splitlines() == [
+        f"Stopped by {signum.name}; saved at {done:,} samples."
+    ]
+    before = trajectory(tmp_path)
+    assert before[-1]["samples"] == done < TOTAL
+    assert before == trajectory(whole)[: len(before)]
+
+    again = start(tmp_path, steps=STEPS)
+    assert again.wait(timeout=240) == 0
+    assert_same_run(tmp_path, whole)
+    speeds = [json.loads(t)["samples"] for t in (tmp_path / "metrics.jsonl").read_text().split("\n") if t]
+    assert speeds == sorted(speeds)
+
+
+@pytest.mark.slow
+def test_kill_at_random_instants(tmp_path, whole):
+    """`kill -9` while starting, between steps, and while a checkpoint is being written."""
+    rng = np.random.default_rng(0)
+    kills, inside_a_save, progress = 0, 0, []
+    while kills < KILLS:
+        run = start(tmp_path, steps=STEPS)
+        before = steps_written(tmp_path)
+        kind = rng.choice(["start", "step", "save"], p=[0.1, 0.45, 0.45])
+        if kind == "start":
+            wait_until(run, lambda until=time.monotonic() + rng.uniform(0.5, 4): time.monotonic() > until)
+        else:
+            # A resumed run first cuts the log back to its checkpoint; then it grows again.
+            ahead = int(rng.integers(1, 7))
+            wait_until(run, lambda n=before + ahead: steps_written(tmp_path) >= n)
+            if kind == "save":
+                wait_until(run, lambda: saving(tmp_path))
+            time.sleep(rng.uniform(0, 0.05))
+        if run.poll() is not None:
+            break
+        run.kill()
+        run.wait()
+        kills += 1
+        inside_a_save += saving(tmp_path)
+        progress.append(steps_written(tmp_path))
+    assert kills == KILLS, f"the run ended after {kills} kills; it is too short"
+    assert inside_a_save >= 5
+    assert KILLS - inside_a_save >= 3
+    run = start(tmp_path, steps=STEPS)
+    assert run.wait(timeout=240) == 0
+    assert_same_run(tmp_path, whole)
+    assert not saving(tmp_path)
+
+
+def test_another_device_count_sees_the_same_samples(tmp_path, whole):
+    run = start(tmp_path, "mesh.fsdp=2", steps=STEPS, devices=4)
+    # The first steps are enough; the schedule must be that of the whole run.
+    wait_until(run, lambda: steps_written(tmp_path) >= 6)
+    run.kill()
+    run.wait()
+    ids, whole_ids = sample_ids(tmp_path).splitlines()[:5], sample_ids(whole).splitlines()[:5]
+    assert ids == whole_ids
+    np.testing.assert_allclose(losses(tmp_path)[:5], losses(whole)[:5], rtol=1e-5)
