@@ -79,10 +79,6 @@ class Checkpointer:
             self._directory, item_handlers=handlers, options=options
         )
 
-    def latest(self) -> int | None:
-        """Samples of the newest whole checkpoint, None if there is none."""
-        return self._manager.latest_step()
-
     def save(
         self,
         samples: int,
@@ -177,6 +173,18 @@ def unpack_tokenizer(packed: Mapping[str, Any]) -> Tokenizer:
         return load_tokenizer(packed["config"], Path(folder))
 
 
+def newest(folder: Path | epath.Path) -> int | None:
+    """Samples of the newest whole checkpoint in a `checkpoints` folder; None if there is none, or no folder.
+
+    A checkpoint has its final name only when it is whole, and is removed only when there is a newer one.
+    """
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        return None
+    names = [p.name for p in folder.iterdir() if p.name.isdigit() and (p / "meta").exists()]
+    return max(map(int, names), default=None)
+
+
 def find(path: Path | str) -> epath.Path:
     """The directory of the checkpoint that `path` means: itself, or the newest of a run or of a `checkpoints` folder.
 
@@ -187,13 +195,9 @@ def find(path: Path | str) -> epath.Path:
     if not root.exists():
         raise UserError(f"There is no checkpoint at {str(path)!r}.")
     for folder in (root / "checkpoints", root):
-        steps = (
-            [p for p in folder.iterdir() if p.name.isdigit() and (p / "meta").exists()]
-            if folder.is_dir()
-            else []
-        )
-        if steps:
-            return max(steps, key=lambda p: int(p.name))
+        samples = newest(folder)
+        if samples is not None:
+            return folder / str(samples)
     if root.is_dir() and (root / "meta").exists() and (root / "params").exists():
         return root
     raise UserError(
@@ -221,12 +225,12 @@ def read_params(path: epath.Path, wanted: Any) -> Any:
     """
     folder = path / "params"
     with ocp.StandardCheckpointer() as reader:
-        check_shapes(reader.metadata(folder).item_metadata, wanted, str(path))
+        check_shapes(ocp.StandardCheckpointHandler().metadata(folder), wanted, str(path))
         params = reader.restore(folder, wanted)
     train = path / "train"
     flat = rules.paths(wanted)
     with ocp.PyTreeCheckpointer() as reader:
-        saved = reader.metadata(train).item_metadata.tree
+        saved = ocp.PyTreeCheckpointHandler().metadata(train).tree
         averaged = saved.get("ema") or {}
         if not averaged:
             return params
@@ -243,8 +247,7 @@ def read_params(path: epath.Path, wanted: Any) -> Any:
 def read_all_params(path: epath.Path) -> Any:
     """Parameters of the checkpoint directory `path` as they are, whole on the first device, average included."""
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.StandardCheckpointer() as reader:
-        tree = reader.metadata(path / "params").item_metadata.tree
+    tree = ocp.StandardCheckpointHandler().metadata(path / "params").tree
     return read_params(
         path, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree)
     )

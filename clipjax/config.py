@@ -7,8 +7,10 @@ samples; a config may also say "20 steps", "3 epochs" or "5%" (of the whole run)
 
 import ast
 import importlib.util
+import inspect
 import json
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ OPEN_SECTIONS = (
     "mesh",
 )
 
+# Besides durations and what is None by default.
+NULLABLE = ("checkpoint.keep",)
+
 
 def load_config(file_and_arg: str, base: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of FILE[:arg] with overrides such as `config.model.image.depth=6` applied, checked and locked.
@@ -43,24 +48,42 @@ def load_config(file_and_arg: str, base: ConfigDict, overrides: Sequence[str] = 
     file = Path(path)
     if not file.is_file():
         raise UserError(f"There is no config file {path!r}{_nearby(file)}.")
-    spec = importlib.util.spec_from_file_location(f"clipjax_config_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"The config file {path!r} is not valid Python: {error}.") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"The config file {path!r} defines no function get_config(arg=None).")
-    try:
-        config = module.get_config(arg) if arg else module.get_config()
-    except (AttributeError, KeyError) as error:
-        raise UserError(
-            f"The config file {path!r} sets a field that does not exist: {_first_line(error)}"
-        ) from error
+    config = _run_file(file, arg)
     for override in overrides:
         apply_override(config, override)
     validate(config, base)
     return config.lock()
+
+
+def _run_file(file: Path, arg: str) -> ConfigDict:
+    """What `get_config` of a config file returns. Whatever goes wrong in it is told in one sentence."""
+    path = str(file)
+    spec = importlib.util.spec_from_file_location(f"clipjax_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"The config file {path!r} defines no function get_config(arg=None).")
+        if arg and not inspect.signature(module.get_config).parameters:
+            raise UserError(f"The config file {path!r} takes no argument, but {arg!r} was given.")
+        config = module.get_config(arg) if arg else module.get_config()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"The config file {path!r} is not valid Python: {error}.") from error
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        where = f" fails at line {lines[-1]}" if lines else " fails"
+        reason = " ".join(str(error.args[0] if error.args else "").split())
+        raise UserError(
+            f"The config file {path!r}{where}: {type(error).__name__}: {reason}"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config of {path!r} must return a ConfigDict, not a {type(config).__name__}; "
+            "start from clipjax.defaults.base_config()."
+        )
+    return config
 
 
 def apply_override(config: ConfigDict, override: str) -> None:
@@ -124,6 +147,13 @@ def _validate(config: Mapping[str, Any], base: Mapping[str, Any], path: str) -> 
                 f"The config lacks the field {here!r}; start from clipjax.defaults.base_config()."
             )
         value = config[name]
+        if (
+            value is None
+            and default is not None
+            and here not in NULLABLE
+            and not _is_duration(here)
+        ):
+            raise UserError(f"config.{here} cannot be None.")
         check_type(here, default, value)
         if isinstance(default, ConfigDict) and here not in OPEN_SECTIONS:
             _validate(value, default, here + ".")
@@ -131,7 +161,8 @@ def _validate(config: Mapping[str, Any], base: Mapping[str, Any], path: str) -> 
 
 def check_type(path: str, old: Any, new: Any) -> None:
     """Refuses a value of another kind than the field has; durations may be numbers or strings."""
-    if old is None or new is None or _is_duration(path):
+    schedule = path.startswith("losses.") and path.endswith(".weight")  # `make_losses` checks it
+    if old is None or new is None or schedule or _is_duration(path):
         return
     kinds = (
         ((bool,), "True or False"),
@@ -142,7 +173,7 @@ def check_type(path: str, old: Any, new: Any) -> None:
         ((ConfigDict, dict), "a section"),
     )
     for kind, what in kinds:
-        if isinstance(old, kind[-1]):
+        if isinstance(old, kind):
             fits = isinstance(new, kind) and (bool in kind or not isinstance(new, bool))
             if not fits:
                 raise UserError(f"config.{path} must be {what}, not {new!r}.")
@@ -170,15 +201,20 @@ def in_samples(
     """
     if value is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:_\d+)*(?:\.\d+)?(?:e\d+)?)\s*(%|[a-z]*)\s*", str(value))
-    unit = match and (match[2] if match[2] == "%" else match[2].rstrip("s"))
+    match = re.fullmatch(
+        r"\s*(\d+(?:_\d+)*(?:\.\d+)?(?:e[+-]?\d{1,2})?)\s*(%|(?:sample|step|epoch)s?|)\s*",
+        str(value),
+    )
     units = {"": 1, "sample": 1, "step": batch_size, "epoch": epoch, "%": total and total / 100}
-    if not match or not units.get(unit):
+    factor = match and units[match[2].removesuffix("s")]
+    if not factor:
         hint = "" if total else " (a percentage of itself makes no sense)"
         raise UserError(
             f"config.{what} = {value!r} is no duration; write samples, or '10 steps', '2 epochs', '5%'{hint}."
         )
-    return round(float(match[1]) * units[unit])
+    count = int(match[1]) if match[1].isdecimal() else float(match[1])
+    # A small share of a short run still means "often", not "never".
+    return max(round(count * factor), 1) if count else 0
 
 
 def to_json(config: Mapping[str, Any]) -> str:
@@ -223,7 +259,3 @@ def _nearby(file: Path) -> str:
     folder = file.parent
     names = sorted(str(p) for p in folder.glob("*.py")) if folder.is_dir() else []
     return nearest(str(file), names) if names else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error.args[0] if error.args else error).strip().split("\n")[0]

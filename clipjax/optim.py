@@ -190,6 +190,12 @@ def clip_values(
 
     Clipping in the forward pass instead would cut the gradient and leave the scale stuck at the edge.
     """
+    for rule in rules_:
+        if isinstance(rule, str) or len(rule) != 3:
+            raise UserError(
+                "config.optim.clip_values must be a tuple of (pattern, low, high) triples, "
+                f"but has {rule!r} in it."
+            )
     bounds = rules.match(
         [*((r, (lo, hi)) for r, lo, hi in rules_), (".*", None)], params, "optim.clip_values"
     )

@@ -50,10 +50,15 @@ def match(rules: Sequence[tuple[str, Any]], params: Mapping[str, Any], what: str
       path -> value, or, where the layers of a stack differ, float32 [layers, 1, ...] that broadcasts over the leaf.
 
     Raises:
-      UserError: a bad pattern, a pattern that matches nothing at all, or a parameter that no rule covers.
+      UserError: no pair, a bad pattern, a pattern that matches nothing at all, or a parameter that no rule covers.
     """
     compiled = []
-    for pattern, value in rules:
+    for rule in rules:
+        if isinstance(rule, str) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise UserError(
+                f"config.{what} must be a tuple of (pattern, value) pairs, but has {rule!r} in it."
+            )
+        pattern, value = rule
         try:
             compiled.append((re.compile(pattern), value))
         except re.error as error:

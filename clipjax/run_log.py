@@ -62,18 +62,20 @@ class RunLog:
         ids: np.ndarray,
         counters: Mapping[str, int],
     ) -> None:
-        """Fetches the metrics of one step, stops the run if they are not finite, and writes them if it is time.
+        """Fetches one step's metrics, stops the run if loss or gradient is not finite, and writes them if it is time.
 
         Raises:
-          UserError: the loss is not finite, or too many records were bad.
+          UserError: the loss or its gradient is not finite, or too many records were bad.
         """
-        loss = float(metrics["loss"])
-        if not np.isfinite(loss):
-            shown = ", ".join(map(str, ids[:16])) + (", ..." if len(ids) > 16 else "")
-            raise UserError(
-                f"The loss is {loss} at {samples:,} samples; the batch had the sample ids {shown}. "
-                "The last checkpoint is good; lower config.optim.lr, or set config.optim.clip_norm."
-            )
+        # A gradient can be broken while the loss is not yet: such an update must not be saved either.
+        for key, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
+            value = float(metrics[key])
+            if not np.isfinite(value):
+                shown = ", ".join(map(str, ids[:16])) + (", ..." if len(ids) > 16 else "")
+                raise UserError(
+                    f"The {what} is {value} at {samples:,} samples; the batch had the sample ids {shown}. "
+                    "What was saved before is good; lower config.optim.lr, or set config.optim.clip_norm."
+                )
         bad, limit = counters["bad"], self._config.data.max_bad_fraction
         # A few bad records at the start say nothing about the fraction.
         if bad > limit * samples and bad > 10:

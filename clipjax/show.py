@@ -61,13 +61,13 @@ def show(config: ConfigDict) -> int:
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), example_batch(config.model)))
     optimizer = optim.make_optimizer(config.optim, shapes["params"], rate)
     state = abstract_state(model, config, optimizer, mesh)
-    trained, _, masks = optim.split(state.params, config.optim.freeze)
     params = rules.paths(state.params)
+    trained = _trained(state.params, config.optim.freeze)
 
     out = console()
     out.print("Config", style="bold")
     out.print(to_json(config), markup=False, highlight=False, soft_wrap=True)
-    out.print(_parameter_table(params, trained, masks))
+    out.print(_parameter_table(params, trained))
     if remark:
         out.print(remark, markup=False, highlight=False, soft_wrap=True)
 
@@ -81,8 +81,8 @@ def show(config: ConfigDict) -> int:
         out,
         {
             "parameters": f"{count(params):,} ({_bytes(params)})",
-            "  trained": f"{count(trained):,}",
-            "  frozen": f"{count(params) - count(trained):,}",
+            "  trained": f"{sum(trained.values()):,}",
+            "  frozen": f"{count(params) - sum(trained.values()):,}",
             "optimizer state": _bytes(jax.tree.leaves(state.optimizer)),
             "averaged parameters": _bytes(state.ema) if state.ema else "none",
             "forward FLOPs a pair": f"{_si(sum(forward.values()))}FLOP",
@@ -123,7 +123,14 @@ def _mesh(sizes: Mapping[str, int]) -> tuple[Mesh | AbstractMesh, str]:
     return AbstractMesh(shape, AXES, axis_types=types), remark
 
 
-def _parameter_table(params: Shapes, trained: Shapes, masks: Mapping[str, Any]) -> Table:
+def _trained(params: Any, freeze: Any) -> dict[str, int]:
+    """How many numbers of each array train; of a stack of layers, some may be frozen."""
+    trained, _, masks = optim.split(params, freeze)
+    numbers = {path: math.prod(leaf.shape) for path, leaf in rules.paths(params).items()}
+    return {p: round(n * masks[p].mean()) if p in trained else 0 for p, n in numbers.items()}
+
+
+def _parameter_table(params: Shapes, trained: Mapping[str, int]) -> Table:
     table = Table(title="Parameters", title_justify="left")
     for column in ("path", "shape", "dtype", "sharding", "trained"):
         table.add_column(column, overflow="fold")
@@ -133,13 +140,15 @@ def _parameter_table(params: Shapes, trained: Shapes, masks: Mapping[str, Any]) 
         groups.setdefault(group(path), {})[path] = leaf
     for name, members in groups.items():
         for path, leaf in members.items():
-            state = "no" if path not in trained else "yes" if masks[path].all() else "some layers"
-            size = f"{math.prod(leaf.shape):,}"
-            table.add_row(path, str(leaf.shape), str(leaf.dtype), _sharding(leaf), state, size)
-        part = count({p: leaf for p, leaf in members.items() if p in trained})
+            size = math.prod(leaf.shape)
+            state = {size: "yes", 0: "no"}.get(trained[path], f"{trained[path]:,}")
+            table.add_row(
+                path, str(leaf.shape), str(leaf.dtype), _sharding(leaf), state, f"{size:,}"
+            )
         table.add_section()
+        part = f"{sum(trained[path] for path in members):,}"
         total = f"{count(members):,}"
-        table.add_row(f"total of {name}", "", "", "", f"{part:,}", total, style="bold")
+        table.add_row(f"total of {name}", "", "", "", part, total, style="bold")
         table.add_section()
     return table
 

@@ -51,7 +51,7 @@ def make_losses(
             )
         entries[name] = (
             registry.lookup(entry["kind"], KINDS, "loss"),
-            entry.get("weight", 1.0),
+            _weight(entry.get("weight", 1.0), name),
             settings,
         )
 
@@ -60,11 +60,8 @@ def make_losses(
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         result, metrics = jnp.float32(0.0), {}
         for name, (loss, weight, settings) in entries.items():
-            if isinstance(weight, tuple | list):
-                xs, ys = zip(*weight, strict=True)
-                weight = jnp.interp(
-                    samples, jnp.asarray(xs, jnp.float32), jnp.asarray(ys, jnp.float32)
-                )
+            if isinstance(weight, np.ndarray):
+                weight = jnp.interp(samples, *weight)
             value, extra = registry.call(
                 loss, settings, f"Loss {name!r}", outputs=outputs, batch=batch, mesh=mesh
             )
@@ -73,6 +70,22 @@ def make_losses(
         return result, metrics
 
     return total
+
+
+def _weight(weight: Any, name: str) -> float | np.ndarray:
+    """A checked weight: a number, or float32 [2, n], samples (rising) and weights."""
+    if isinstance(weight, int | float) and not isinstance(weight, bool):
+        return float(weight)
+    try:
+        points = np.asarray(weight, np.float32).T if isinstance(weight, tuple | list) else None
+    except (TypeError, ValueError):
+        points = None
+    if points is None or points.ndim != 2 or len(points) != 2 or (np.diff(points[0]) <= 0).any():
+        raise UserError(
+            f"The weight of the loss {name!r} must be a number, or pairs ((samples, weight), ...) in rising order, "
+            f"not {weight!r}."
+        )
+    return points
 
 
 def make_step(
@@ -107,7 +120,7 @@ def make_step(
             ema = {p: d * old + (1.0 - d) * flat[p] for p, old in ema.items()}
         metrics |= {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate(state.step),
         }
         return State(state.step + 1, params, new_optimizer, ema), metrics

@@ -86,21 +86,24 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
     encoder = Encoder(model, config, tokenizer, mesh)
     evaluators = make_evaluators(config.evals, encoder)
 
+    like = abstract_state(model, config, optimizer, mesh)
+    # This traces the whole step, so a mistake in any setting shows before the workdir is touched.
+    work = flops_per_sample(config, losses, optimizer, rate, like)
+    samples = checkpoint.newest(workdir / "checkpoints") or 0
+    pretrained = {} if samples else load_pretrained(config.init, shapes)
+
     claim(workdir, config)
     checkpoints = Checkpointer(
         workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
     )
     counters = {"bad": 0, "cut": 0}
-    samples = checkpoints.latest() or 0
     if samples:
-        like = abstract_state(model, config, optimizer, mesh)
         state, counters = restore(checkpoints, samples, like)
     else:
-        state = init_state(model, config, optimizer, mesh, load_pretrained(config.init, shapes))
+        state = init_state(model, config, optimizer, mesh, pretrained)
+    del pretrained  # may be large
 
-    run = RunLog(
-        config, workdir, samples, mesh, flops_per_sample(config, losses, optimizer, rate, state)
-    )
+    run = RunLog(config, workdir, samples, mesh, work)
     packed = checkpoint.pack_tokenizer(tokenizer)
 
     def save() -> None:

@@ -1,12 +1,9 @@
 """A named CLIP or SigLIP from nothing, with the recipe of its family: `--config=configs/clip.py:ViT-B-16`.
 
-The variants are those of clipjax/models/variants.py. The data is noise, for dry runs and speed tests: replace `sources`
-by your own, a file of captions beside a folder of pictures (see `Captions` of clipjax/data/sources.py):
-
-    config.data.sources = {"web": {"kind": "captions", "file": "web/captions.jsonl"}}
-
-or on the command line, --config.data.sources.web.kind=captions --config.data.sources.web.file=web/captions.jsonl
-with --config.data.sources.noise.weight=1e-9. Large towers need less memory with --config.model.image.remat=full.
+The variants are those of clipjax/models/variants.py. The data is noise, for dry runs and speed tests; replace it by
+your own, a file of captions beside a folder of pictures (see `Captions` of clipjax/data/sources.py), here or with
+`--config.data.sources.pairs.kind=captions --config.data.sources.pairs.file=captions.jsonl`.
+Large towers need less memory with `--config.model.image.remat=full`.
 """
 
 from clipjax.defaults import base_config
@@ -18,7 +15,7 @@ def get_config(arg="ViT-B-16"):
     config.model = model_config(arg)
     config.batch_size = 32_768
     config.total_samples = 12_800_000_000
-    config.data.sources = {"noise": {"kind": "synthetic", "size": config.model.image.size}}
+    config.data.sources = {"pairs": {"kind": "synthetic"}}
     # torchvision's RandomResizedCrop(scale=(0.9, 1.0)), the only augmentation of open_clip's recipes.
     config.data.augment.update(crop_scale=(0.9, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.0)
     config.checkpoint.update(every=256_000_000, keep=2)

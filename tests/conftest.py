@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 _cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipjax-tests" / "jax"
@@ -11,3 +13,14 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "clipjax-matplotlib"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """Workdir of a finished run of tests/tiny_config.py: checkpoints at 16 and 32 samples. Not to be changed."""
+    from clipjax.cli import main
+
+    workdir = tmp_path_factory.mktemp("tiny")
+    config = Path(__file__).parent / "tiny_config.py"
+    assert main(["train", f"--config={config}", f"--workdir={workdir}"]) == 0
+    return workdir

@@ -26,8 +26,8 @@ def whole(tmp_path_factory):
     """The workdir of a run that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("whole")
     run = start(workdir, steps=STEPS, output=subprocess.PIPE)
-    output, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, run.stderr
+    _, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors.decode()
     return workdir
 
 
@@ -75,65 +75,60 @@ def test_the_run_is_what_it_should_be(whole):
     ids = [json.loads(line) for line in sample_ids(whole).splitlines()]
     assert [line["step"] for line in ids] == list(range(1, STEPS + 1))
     assert all(len(set(line["sample_ids"])) == BATCH for line in ids)
-    evaluated = [line["samples"] for line in trajectory(whole) if "unseen/image_to_text/R@1" in line]
+    evaluated = [
+        line["samples"] for line in trajectory(whole) if "unseen/image_to_text/R@1" in line
+    ]
     assert evaluated == [TOTAL // 2, TOTAL]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on(tmp_path, whole, signum):
-    run = start(tmp_path, steps=STEPS, output=subprocess.PIPE)
-    # Between two regular checkpoints, which are four steps apart.
-    assert wait_until(run, lambda: steps_written(tmp_path) >= 9)
-    run.send_signal(signum)
-    _, errors = run.communicate(timeout=90)
-    assert run.returncode == 128 + signum
-    (newest,) = [p.name for p in (tmp_path / "checkpoints").iterdir()]
-    done = int(newest)
-    assert errors.decode().splitlines() == [
-        f"Stopped by {signum.name}; saved at {done:,} samples."
-    ]
-    before = trajectory(tmp_path)
-    assert before[-1]["samples"] == done < TOTAL
-    assert before == trajectory(whole)[: len(before)]
+def test_a_signal_saves_and_the_run_goes_on(tmp_path, whole):
+    for signum, step in ((signal.SIGTERM, 9), (signal.SIGINT, 70)):
+        run = start(tmp_path, steps=STEPS, output=subprocess.PIPE)
+        # Between two regular checkpoints, which are four steps apart.
+        assert wait_until(run, lambda step=step: steps_written(tmp_path) >= step)
+        run.send_signal(signum)
+        _, errors = run.communicate(timeout=90)
+        assert run.returncode == 128 + signum
+        (newest,) = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+        message = f"Stopped by {signum.name}; saved at {int(newest):,} samples."
+        assert errors.decode().splitlines() == [message]
+        so_far = trajectory(tmp_path)
+        assert so_far[-1]["samples"] == int(newest) < TOTAL
+        assert so_far == trajectory(whole)[: len(so_far)]
 
-    again = start(tmp_path, steps=STEPS)
-    assert again.wait(timeout=240) == 0
+    assert start(tmp_path, steps=STEPS).wait(timeout=240) == 0
     assert_same_run(tmp_path, whole)
-    speeds = [json.loads(t)["samples"] for t in (tmp_path / "metrics.jsonl").read_text().split("\n") if t]
-    assert speeds == sorted(speeds)
 
 
 @pytest.mark.slow
 def test_kill_at_random_instants(tmp_path, whole):
     """`kill -9` while starting, between steps, and while a checkpoint is being written."""
     rng = np.random.default_rng(0)
-    kills, inside_a_save, progress = 0, 0, []
+    kills, inside_a_save = 0, 0
     while kills < KILLS:
-        run = start(tmp_path, steps=STEPS)
         before = steps_written(tmp_path)
+        run = start(tmp_path, steps=STEPS)
         kind = rng.choice(["start", "step", "save"], p=[0.1, 0.45, 0.45])
         if kind == "start":
-            wait_until(run, lambda until=time.monotonic() + rng.uniform(0.5, 4): time.monotonic() > until)
+            until = time.monotonic() + rng.uniform(0.5, 4)
+            wait_until(run, lambda until=until: time.monotonic() > until)
         else:
-            # A resumed run first cuts the log back to its checkpoint; then it grows again.
-            ahead = int(rng.integers(1, 7))
-            wait_until(run, lambda n=before + ahead: steps_written(tmp_path) >= n)
-            if kind == "save":
-                wait_until(run, lambda: saving(tmp_path))
-            time.sleep(rng.uniform(0, 0.05))
+            # A resumed run first cuts the log back to its checkpoint; then the log grows again.
+            enough, in_save = before + int(rng.integers(1, 7)), kind == "save"
+            wait_until(run, lambda n=enough: steps_written(tmp_path) >= n)
+            wait_until(run, lambda inside=in_save: saving(tmp_path) == inside)
+            time.sleep(rng.uniform(0, 0.1) if in_save else 0)
         if run.poll() is not None:
             break
         run.kill()
         run.wait()
         kills += 1
         inside_a_save += saving(tmp_path)
-        progress.append(steps_written(tmp_path))
-    assert kills == KILLS, f"the run ended after {kills} kills; it is too short"
+    assert kills == KILLS, f"the run ended with {run.returncode} after {kills} kills"
     assert inside_a_save >= 5
-    assert KILLS - inside_a_save >= 3
-    run = start(tmp_path, steps=STEPS)
-    assert run.wait(timeout=240) == 0
+    assert KILLS - inside_a_save >= 5
+    assert start(tmp_path, steps=STEPS).wait(timeout=240) == 0
     assert_same_run(tmp_path, whole)
     assert not saving(tmp_path)
 

@@ -21,6 +21,7 @@ RESIZES = ("shortest", "squash", "longest")
 
 # Above this many pixels a picture is refused before it is decoded (a decompression bomb, or a mistake).
 MAX_PIXELS = 100_000_000
+TOO_LARGE = f"image has more than {MAX_PIXELS:,} pixels"
 
 
 class BadRecord(Exception):
@@ -47,18 +48,23 @@ def decode(image: Any) -> Image.Image:
             raise BadRecord("image has zero bytes")
         try:
             image = Image.open(io.BytesIO(image))
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise BadRecord(TOO_LARGE) from error
         except Exception as error:
             raise BadRecord("image format not recognised") from error
     if not isinstance(image, Image.Image):
         raise BadRecord("image is neither bytes, array nor picture")
     if image.width * image.height > MAX_PIXELS:
-        raise BadRecord(f"image has more than {MAX_PIXELS:,} pixels")
+        raise BadRecord(TOO_LARGE)
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGB", "RGBA"):
-            return image
         transparent = image.mode in ("LA", "PA", "La") or "transparency" in image.info
+        if image.mode == "RGBA" or (image.mode == "RGB" and not transparent):
+            return image
+        if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would cut at 255
+            grey = (np.clip(np.asarray(image, np.int64), 0, 65535) + 128) // 257
+            image = Image.fromarray(grey.astype(np.uint8))
         return image.convert("RGBA" if transparent else "RGB")
     except Exception as error:
         raise BadRecord("image is truncated or broken") from error

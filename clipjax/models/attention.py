@@ -5,11 +5,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.errors import UserError
-from clipjax.models.layers import Dense, LayerNorm, parameter
+from clipjax.models.layers import Dense, LayerNorm, matmul, parameter
 
 
 def head_size(width: int, heads: int) -> int:
-    """Width of one head; UserError if the heads do not divide the width."""
+    """Width of one head; UserError if there are none or they do not divide the width."""
+    if heads < 1:
+        raise UserError(f"Attention needs at least 1 head, not {heads}.")
     if width % heads:
         raise UserError(
             f"A width of {width} cannot be split into {heads} heads; choose heads that divide it."
@@ -34,14 +36,15 @@ def dot_product_attention(
     Returns:
       [B, N, H, d] in the dtype of the values.
     """
-    scale = query_BxNxHxd.shape[-1] ** -0.5
+    # Heads before rows: one batched product over contiguous matrices, instead of a copy for each of them.
+    query, key, value = (x.swapaxes(1, 2) for x in (query_BxNxHxd, key_BxMxHxd, value_BxMxHxd))
     logits_BxHxNxM = jnp.einsum(
-        "bnhd,bmhd->bhnm", query_BxNxHxd * scale, key_BxMxHxd, preferred_element_type=jnp.float32
+        "bhnd,bhmd->bhnm", query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32
     )
     if mask is not None:
         logits_BxHxNxM = jnp.where(mask, logits_BxHxNxM, jnp.finfo(jnp.float32).min)
-    weights_BxHxNxM = jax.nn.softmax(logits_BxHxNxM, axis=-1).astype(value_BxMxHxd.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights_BxHxNxM, value_BxMxHxd)
+    weights_BxHxNxM = jax.nn.softmax(logits_BxHxNxM, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhnm,bhmd->bhnd", weights_BxHxNxM, value).swapaxes(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -82,11 +85,12 @@ class SelfAttention(nn.Module):
             (None, "heads", None),
             self.param_dtype,
         )
-        qkv = x_BxNxW.astype(self.dtype) @ kernel.astype(self.dtype).reshape(width, 3 * width)
-        qkv = qkv + bias.astype(self.dtype).reshape(3 * width)
-        query, key, value = jnp.moveaxis(
-            qkv.reshape(*x_BxNxW.shape[:-1], 3, self.heads, size), -3, 0
+        qkv = matmul(
+            x_BxNxW.astype(self.dtype), kernel.astype(self.dtype).reshape(width, 3 * width)
         )
+        qkv = qkv + bias.astype(self.dtype).reshape(3 * width)
+        heads = (*x_BxNxW.shape[:-1], self.heads, size)
+        query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
         if self.qk_norm:
             query = LayerNorm(self.eps, name="query_norm", **dtypes)(query)
             key = LayerNorm(self.eps, name="key_norm", **dtypes)(key)

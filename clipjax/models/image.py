@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from clipjax.errors import UserError
-from clipjax.models.layers import LayerNorm, activation, parameter
+from clipjax.models.layers import LayerNorm, activation, matmul, parameter
 from clipjax.models.pooling import MapPool
 from clipjax.models.transformer import Transformer
 from clipjax.registry import nearest
@@ -72,7 +72,7 @@ class PatchEmbedding(nn.Module):
         )
         x = image_BxHxWx3.astype(self.dtype).reshape(batch, rows, p, columns, p, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, fan_in)
-        x = x @ kernel.astype(self.dtype).reshape(fan_in, self.width)
+        x = matmul(x, kernel.astype(self.dtype).reshape(fan_in, self.width))
         if self.use_bias:
             bias = parameter(
                 self, "bias", nn.initializers.zeros, shape[3:], axes[3:], self.param_dtype
@@ -129,13 +129,29 @@ class Conv3x3(nn.Module):
         kernel = parameter(
             self, "kernel", init, shape, (None, None, None, "embed"), self.param_dtype
         )
+        kernel = kernel.astype(self.dtype)
+        if jax.default_backend() == "cpu":
+            return self._unfolded(x_BxHxWxC, kernel)
         return jax.lax.conv_general_dilated(
             x_BxHxWxC,
-            kernel.astype(self.dtype),
+            kernel,
             (self.stride, self.stride),
             ((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+
+    def _unfolded(self, x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The same as one matrix product over nine shifted pictures: faster on a CPU, for nine times the memory."""
+        _, height, width, _ = x_BxHxWxC.shape
+        s = self.stride
+        rows, columns = -(-height // s), -(-width // s)
+        x = jnp.pad(x_BxHxWxC, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        taps = [
+            x[:, i : i + s * (rows - 1) + 1 : s, j : j + s * (columns - 1) + 1 : s]
+            for i in range(3)
+            for j in range(3)
+        ]
+        return matmul(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, self.features))
 
 
 class ViT(nn.Module):

@@ -95,6 +95,8 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x_BxNxW: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """[B, N, W] -> [B, N, W]; `mask` as in `dot_product_attention`."""
+        if self.depth < 1:
+            raise UserError(f"A transformer needs at least 1 layer, not {self.depth}.")
         if self.remat not in REMAT:
             raise UserError(f"There is no remat policy {self.remat!r}{nearest(self.remat, REMAT)}.")
         block = Block
