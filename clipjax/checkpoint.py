@@ -10,8 +10,9 @@ a temporary name and renames it when all of it is there, so a kill at any instan
 """
 
 import base64
+import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +105,17 @@ class Checkpointer:
         Raises:
           UserError: a parameter is missing, left over, or of another shape; all of them are named.
         """
-        check_shapes(
-            self._manager.item_metadata(samples)["params"],
-            params,
-            str(self._directory / str(samples)),
-        )
-        restored = self._manager.restore(
-            samples,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                train=ocp.args.StandardRestore(train),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
+        where = self._directory / str(samples)
+        with _readable(where):
+            check_shapes(self._manager.item_metadata(samples)["params"], params, str(where))
+            restored = self._manager.restore(
+                samples,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(params),
+                    train=ocp.args.StandardRestore(train),
+                    meta=ocp.args.JsonRestore(),
+                ),
+            )
         return restored["params"], restored["train"], restored["meta"]
 
     def wait(self) -> None:
@@ -205,14 +204,30 @@ def find(path: Path | str) -> epath.Path:
     )
 
 
+@contextlib.contextmanager
+def _readable(path: epath.Path | str) -> Iterator[None]:
+    """Makes one sentence of what Orbax says about files that are missing or damaged."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"The checkpoint {str(path)!r} cannot be read, so it is damaged or foreign: {reason}"
+        ) from error
+
+
 def read_meta(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(meta, packed tokenizer) of the checkpoint directory `path`."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta", "tokenizer")) as reader:
+    handler = ocp.CompositeCheckpointHandler("meta", "tokenizer")
+    with _readable(path), ocp.Checkpointer(handler) as reader:
         items = reader.restore(
             path,
             args=ocp.args.Composite(meta=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore()),
         )
-    return items["meta"], items["tokenizer"]
+        meta, tokenizer = items["meta"], items["tokenizer"]
+        if not {"config", "samples"} <= meta.keys() or "config" not in tokenizer:
+            raise ValueError("it is not one of clipjax")
+    return meta, tokenizer
 
 
 def read_params(path: epath.Path, wanted: Any) -> Any:
@@ -221,15 +236,15 @@ def read_params(path: epath.Path, wanted: Any) -> Any:
     If the run kept an average (EMA), its values take the place of the trained parameters.
 
     Raises:
-      UserError: the parameters do not fit `wanted`.
+      UserError: the parameters do not fit `wanted`, or cannot be read.
     """
     folder = path / "params"
-    with ocp.StandardCheckpointer() as reader:
+    with _readable(path), ocp.StandardCheckpointer() as reader:
         check_shapes(ocp.StandardCheckpointHandler().metadata(folder), wanted, str(path))
         params = reader.restore(folder, wanted)
     train = path / "train"
     flat = rules.paths(wanted)
-    with ocp.PyTreeCheckpointer() as reader:
+    with _readable(path), ocp.PyTreeCheckpointer() as reader:
         saved = ocp.PyTreeCheckpointHandler().metadata(train).tree
         averaged = saved.get("ema") or {}
         if not averaged:
@@ -247,7 +262,8 @@ def read_params(path: epath.Path, wanted: Any) -> Any:
 def read_all_params(path: epath.Path) -> Any:
     """Parameters of the checkpoint directory `path` as they are, whole on the first device, average included."""
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    tree = ocp.StandardCheckpointHandler().metadata(path / "params").tree
+    with _readable(path):
+        tree = ocp.StandardCheckpointHandler().metadata(path / "params").tree
     return read_params(
         path, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree)
     )

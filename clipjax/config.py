@@ -224,14 +224,17 @@ def to_json(config: Mapping[str, Any]) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Inverse of `to_json`, with tuples for lists."""
+    """Inverse of `to_json`, with tuples for lists; ValueError if the text is not a JSON object."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, list):
             return tuple(tuples(v) for v in value)
         return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-    return ConfigDict(tuples(json.loads(text)), type_safe=False)
+    plain = json.loads(text)
+    if not isinstance(plain, dict):
+        raise ValueError("a config is a JSON object")
+    return ConfigDict(tuples(plain), type_safe=False)
 
 
 def flatten(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:

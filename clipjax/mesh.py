@@ -44,7 +44,9 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     for axis in sizes:
         if axis not in AXES:
             raise UserError(f"The mesh has no axis {axis!r}; its axes are {', '.join(AXES)}.")
-    shape = [int(sizes.get(axis, 1)) for axis in AXES]
+        if isinstance(sizes[axis], bool) or not isinstance(sizes[axis], int):
+            raise UserError(f"config.mesh.{axis} must be a whole number, not {sizes[axis]!r}.")
+    shape = [sizes.get(axis, 1) for axis in AXES]
     text = ", ".join(f"{a}={s}" for a, s in zip(AXES, shape, strict=True))
     if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
         raise UserError(f"Mesh sizes must be positive, and at most one may be -1, but got {text}.")

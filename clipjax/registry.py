@@ -10,10 +10,10 @@ from clipjax.errors import UserError
 
 
 def nearest(name: str, valid: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
-    """A hint such as `; did you mean 'depth'?`, or the list of what there is."""
+    """A hint such as ` (did you mean 'depth'?)`, or the list of what there is."""
     names = [str(n) for n in valid]
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
+    return f" (did you mean {close[0]!r}?)" if close else f" (there are: {', '.join(names)})"
 
 
 def lookup(kind: str, table: Mapping[str, str], what: str) -> Callable[..., Any]:

@@ -1,9 +1,11 @@
 """Promise 3: kill a run at any instant, and the resumed run makes the same losses from the same samples."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +144,37 @@ def test_another_device_count_sees_the_same_samples(tmp_path, whole):
     ids, whole_ids = sample_ids(tmp_path).splitlines()[:5], sample_ids(whole).splitlines()[:5]
     assert ids == whole_ids
     np.testing.assert_allclose(losses(tmp_path)[:5], losses(whole)[:5], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_a_killed_run_leaves_no_workers(tmp_path):
+    run = start(tmp_path, "data.workers=2", steps=4000)
+    assert wait_until(run, lambda: steps_written(tmp_path) >= 2)
+    workers = processes_of(run.pid)
+    assert len(workers) >= 2
+    run.kill()
+    run.wait()
+    end = time.monotonic() + 20
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < end, "the workers outlive the run"
+        time.sleep(0.1)
+
+
+def processes_of(parent):
+    """Ids of the child processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if path.read_text().rpartition(")")[2].split()[1] == str(parent):
+                found.append(int(path.parent.name))
+    return found
+
+
+def alive(pid):
+    """Whether a process is there, and no zombie that nobody has collected."""
+    file = Path("/proc") / str(pid) / "stat"
+    try:
+        return file.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

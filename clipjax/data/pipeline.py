@@ -1,5 +1,8 @@
 """Batches for this host, read ahead in threads or processes by Grain."""
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +40,18 @@ class HostView:
         batch, place = divmod(index, self._part)
         return self._stream[self._start + batch * self._batch + self._first + place]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # Unpickled in a worker, which must not outlive a run that was killed.
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
 
 def batches(
     stream: Stream,
@@ -71,17 +86,18 @@ def batches(
     if not len(view):
         return iter(())
     part = batch_size // hosts
-    options = grain.ReadOptions(
-        num_threads=max(1, threads), prefetch_buffer_size=max(threads, part * prefetch)
-    )
-    dataset = (
-        grain.MapDataset.source(view).to_iter_dataset(options).batch(part, drop_remainder=True)
-    )
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags in its workers; we have none
-        processes = grain.MultiprocessingOptions(
-            num_workers=workers, per_worker_buffer_size=max(1, prefetch)
+    source = grain.MapDataset.source(view)
+    if not workers:
+        options = grain.ReadOptions(
+            num_threads=max(1, threads), prefetch_buffer_size=max(threads, part * prefetch)
         )
-        dataset = dataset.mp_prefetch(processes)
-    return iter(dataset)
+        return iter(source.to_iter_dataset(options).batch(part, drop_remainder=True))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags in its workers; we have none
+    # Workers take turns, element by element, so an element must be a whole batch to keep the order of samples.
+    options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=max(1, threads))
+    processes = grain.MultiprocessingOptions(
+        num_workers=workers, per_worker_buffer_size=max(1, prefetch)
+    )
+    dataset = source.batch(part, drop_remainder=True).to_iter_dataset(options)
+    return iter(dataset.mp_prefetch(processes))

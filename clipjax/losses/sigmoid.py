@@ -77,9 +77,10 @@ def sigmoid(
     batch: Mapping[str, jax.Array],
     *,
     mesh: Mesh | None = None,
-    **settings,
+    layout: str = "gather",
+    block_size: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`sigmoid_contrastive` as an entry of a config's losses; `settings` are `layout` and `block_size`."""
+    """`sigmoid_contrastive` as an entry of a config's losses."""
     del batch
     if "logit_bias" not in outputs:
         raise UserError(
@@ -91,5 +92,6 @@ def sigmoid(
         outputs["logit_scale"],
         outputs["logit_bias"],
         mesh=mesh,
-        **settings,
+        layout=layout,
+        block_size=block_size,
     )

@@ -89,14 +89,16 @@ def softmax(
     batch: Mapping[str, jax.Array],
     *,
     mesh: Mesh | None = None,
-    **settings,
+    layout: str = "gather",
+    block_size: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`softmax_contrastive` as an entry of a config's losses; `settings` are `layout` and `block_size`."""
+    """`softmax_contrastive` as an entry of a config's losses."""
     del batch
     return softmax_contrastive(
         outputs["image_embedding"],
         outputs["text_embedding"],
         outputs["logit_scale"],
         mesh=mesh,
-        **settings,
+        layout=layout,
+        block_size=block_size,
     )

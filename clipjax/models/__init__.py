@@ -24,6 +24,7 @@ MODELS = {"dual_encoder": "clipjax.models.dual_encoder:DualEncoder"}
 
 # Set once for the whole model in its own section, and handed to both towers.
 _DTYPES = ("dtype", "param_dtype")
+_FLOATS = ("float32", "bfloat16", "float16")
 
 
 def section(kind: str, table: Mapping[str, str], what: str, **settings: Any) -> ConfigDict:
@@ -74,8 +75,8 @@ def compute_dtype(name: str) -> str:
     """What "auto" means on this machine."""
     if name == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"model.dtype must be auto, float32, bfloat16 or float16, not {name!r}.")
+    if name not in _FLOATS:
+        raise UserError(f"model.dtype must be auto, {', '.join(_FLOATS)}, not {name!r}.")
     return name
 
 
@@ -87,6 +88,10 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
     """
     settings = {k: v for k, v in dict(config).items() if k not in ("image", "text", "kind")}
     settings["dtype"] = compute_dtype(settings["dtype"])
+    if settings["param_dtype"] not in _FLOATS:
+        raise UserError(
+            f"model.param_dtype must be {', '.join(_FLOATS)}, not {settings['param_dtype']!r}."
+        )
     dtypes = {k: settings[k] for k in _DTYPES}
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 

@@ -1,0 +1,112 @@
+"""The mesh, the table of axis rules, and what is split how."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+from tiny_run import tiny_config
+
+from clipjax import mesh, rules
+from clipjax.errors import UserError
+from clipjax.models import example_batch, make_model
+
+
+def sizes_of(made):
+    return dict(made.shape)
+
+
+def test_meshes():
+    full = {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1}
+    assert sizes_of(mesh.make_mesh()) == full | {"data": 8}
+    assert sizes_of(mesh.make_mesh({"fsdp": 8})) == full | {"fsdp": 8}
+    assert sizes_of(mesh.make_mesh({"data": -1, "tensor": 2})) == full | {"data": 4, "tensor": 2}
+    assert sizes_of(mesh.make_mesh({"data": 2, "fsdp": -1, "tensor": 2})) == full | {
+        **{"data": 2, "fsdp": 2, "tensor": 2}
+    }
+    assert sizes_of(mesh.make_mesh(devices=jax.devices()[:3])) == full | {"data": 3}
+    assert mesh.make_mesh({"fsdp": 4, "data": 2}).axis_names == mesh.AXES
+
+
+@given(st.dictionaries(st.sampled_from(mesh.AXES), st.integers(-2, 9)))
+def test_any_sizes_fill_the_devices_or_are_refused(sizes):
+    try:
+        made = mesh.make_mesh(sizes)
+    except UserError:
+        return
+    assert made.size == 8
+    for axis, size in sizes.items():
+        assert size in (-1, made.shape[axis])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3}, r"data=3, .* does not fill the 8 device\(s\)"),
+        ({"data": -1, "fsdp": 3}, "does not fill"),
+        ({"data": -1, "fsdp": 16}, "does not fill"),
+        ({"data": -1, "fsdp": -1}, "at most one may be -1"),
+        ({"data": 0}, "must be positive"),
+        ({"data": "two"}, "config.mesh.data must be a whole number, not 'two'"),
+        ({"dta": 8}, "The mesh has no axis 'dta'; its axes are data, fsdp, tensor, expert"),
+    ],
+)
+def test_meshes_that_do_not_fit(sizes, message):
+    with pytest.raises(UserError, match=message):
+        mesh.make_mesh(sizes)
+
+
+def test_batches_are_split_over_data_and_fsdp():
+    made = mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    assert mesh.batch_shards(made) == 4
+    array = jax.device_put(np.arange(24).reshape(8, 3), mesh.batch_sharding(made))
+    rows = {tuple(np.asarray(s.data)[:, 0]) for s in array.addressable_shards}
+    assert rows == {(0, 3), (6, 9), (12, 15), (18, 21)}
+    assert mesh.replicated(made).spec == P()
+
+
+@pytest.fixture(scope="module")
+def boxed():
+    config = tiny_config()
+    model = make_model(config.model)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch(config.model))
+    return shapes["params"]
+
+
+def test_parameters_are_split_as_the_table_says(boxed):
+    made = mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    specs = {p: s.spec for p, s in rules.paths(mesh.parameter_shardings(boxed, made)).items()}
+    block = "image/transformer/blocks"
+    # The layer axis in front is never split.
+    assert specs[f"{block}/mlp/fc_in/kernel"] == P(None, "fsdp", "tensor")
+    assert specs[f"{block}/mlp/fc_out/kernel"] == P(None, "tensor", "fsdp")
+    assert specs[f"{block}/mlp/fc_in/bias"] == P(None, "tensor")
+    assert all(axis is None for axis in specs[f"{block}/norm_1/scale"])
+    assert specs["text/token_embedding"] == P("tensor", "fsdp")
+    assert specs["image/stem/kernel"] == P(None, None, None, "fsdp")
+    assert specs["logit_scale"] == P()
+    shapes = rules.paths(nn.unbox(boxed))
+    for path, spec in specs.items():
+        parts = [made.shape[a] if a else 1 for a in spec]
+        assert all(n % p == 0 for n, p in zip(shapes[path].shape, parts, strict=False)), path
+
+
+def test_what_does_not_divide_stays_whole(boxed):
+    made = mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 3}, jax.devices()[:3])
+    specs = {p: s.spec for p, s in rules.paths(mesh.parameter_shardings(boxed, made)).items()}
+    assert specs["text/token_embedding"] == P("tensor", "fsdp")  # 48 letters
+    assert specs["image/transformer/blocks/mlp/fc_in/kernel"] == P(None, "fsdp", None)  # 64 wide
+
+
+def test_constrain():
+    made = mesh.make_mesh({"data": 4, "fsdp": 2})
+    x = jnp.ones((8, 6))
+    assert mesh.constrain(x, "batch", None) is x  # no mesh is set
+    with jax.set_mesh(made):
+        split = jax.jit(lambda x: mesh.constrain(x + 1, "batch", None))(x)
+        whole = jax.jit(lambda x: mesh.constrain(x + 1, "batch", None))(jnp.ones((6, 6)))
+    assert split.sharding.shard_shape(split.shape) == (1, 6)
+    np.testing.assert_array_equal(whole, 2.0)
