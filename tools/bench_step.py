@@ -77,7 +77,10 @@ def torch_step():
     from transformers import CLIPConfig, CLIPModel
 
     tower = dict(
-        hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=HEADS, projection_dim=WIDTH
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_attention_heads=HEADS,
+        projection_dim=WIDTH,
     )
     text = dict(
         vocab_size=VOCABULARY,
@@ -88,7 +91,9 @@ def torch_step():
         pad_token_id=0,
     )
     vision = dict(num_hidden_layers=6, image_size=64, patch_size=8)
-    config = CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=WIDTH)
+    config = CLIPConfig(
+        text_config=tower | text, vision_config=tower | vision, projection_dim=WIDTH
+    )
     torch.manual_seed(0)
     model = CLIPModel(config).train()
     count = sum(p.numel() for p in model.parameters())
@@ -127,7 +132,9 @@ def worker(side: str) -> None:
 
 def main() -> None:
     """Starts a process a side, lets them take turns, prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
     parser.add_argument("--turns", type=int, default=15, help="turns of each side, 2 steps a turn")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -160,7 +167,9 @@ def main() -> None:
         process.stdin.close()
         process.wait()
     reference = min(times["torch, transformers CLIPModel"])
-    print("| | best step | median step | samples/s (best) | ratio to torch (best) |\n|---|---|---|---|---|")
+    print(
+        "| | best step | median step | samples/s (best) | ratio to torch (best) |\n|---|---|---|---|---|"
+    )
     for side, seconds in times.items():
         best, middle = min(seconds), sorted(seconds)[len(seconds) // 2]
         print(
