@@ -80,6 +80,7 @@ def _load_config(args: argparse.Namespace, overrides: Sequence[str]):
 
 
 def _train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from clipjax.commands import show_run
     from clipjax.train import Stopped, train
 
     try:
@@ -87,6 +88,7 @@ def _train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
+    show_run(args.workdir)
     return 0
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from clipjax.inference import Encoder, Model, load
 from clipjax.mesh import make_mesh
 from clipjax.models import compute_dtype
 from clipjax.registry import nearest
+from clipjax.writers import read_results
 
 # Pictures or texts read at a time; only so many decoded pictures are in memory.
 BLOCK = 1024
@@ -64,18 +65,12 @@ def evaluate(path: str, suite: str | None = None, output: str | None = None) -> 
         "tokenizer": packed["config"],
         "dtype": compute_dtype(model.config.model.dtype),
     }
-    table = Table("evaluator", "metric", title=f"{path} at {meta['samples']:,} samples")
-    table.add_column("value", justify="right")
-    table.add_column("chance", justify="right")
+    results = {}
     for name in [suite] if suite is not None else sorted(entries):
         evaluator = make_evaluator(name, model.config.evals[name], encoder)
         metrics = evaluator.run(model.params)
         protocol = evaluator.protocol | shared
-        for metric, value in metrics.items():
-            chance = protocol.get("chance", {}).get(metric)
-            shown = "" if chance is None else f"{100 * chance:.2f}"
-            table.add_row(name, metric, f"{100 * value:.2f}", shown)
-        table.add_section()
+        results[name] = {"metrics": metrics, "protocol": protocol}
         if output is not None:
             line = {
                 "suite": name,
@@ -87,8 +82,31 @@ def evaluate(path: str, suite: str | None = None, output: str | None = None) -> 
             }
             with open(output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-    console().print(table)
+    console().print(results_table(results, f"{path} at {meta['samples']:,} samples"))
     return 0
+
+
+def show_run(workdir: str) -> None:
+    """Prints the last results of a finished run, and where its report and checkpoints are."""
+    folder = Path(workdir)
+    results = read_results(folder / "results.json")
+    if results:
+        console().print(results_table(results, "Held-out results"))
+    print(f"Report: {folder / 'report.html'}   Checkpoints: {folder / 'checkpoints'}")
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Metrics of all evaluators in percent, beside what chance gives where that is known."""
+    table = Table("evaluator", "metric", title=title, title_justify="left")
+    table.add_column("value", justify="right")
+    table.add_column("chance", justify="right")
+    for name, result in results.items():
+        chances = result.get("protocol", {}).get("chance", {})
+        for metric, value in result["metrics"].items():
+            chance = f"{100 * chances[metric]:.2f}" if metric in chances else ""
+            table.add_row(name, metric, f"{100 * value:.2f}", chance)
+        table.add_section()
+    return table
 
 
 def embed(
