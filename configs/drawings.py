@@ -15,9 +15,10 @@ def get_config(arg=None):
         size=48,
         patch=8,
         width=192,
-        depth=6,
+        depth=5,
         heads=3,
         stem="conv",
+        patch_dropout=0.25,
         pool="average",
         pre_norm=False,
         unroll=0,
@@ -27,6 +28,6 @@ def get_config(arg=None):
     config.data.augment.update(
         crop_scale=(0.5, 1.0), rotate=10.0, saturation=0.5, hue=0.08, grayscale=0.05
     )
-    config.optim.update(warmup="2%", weight_decay=0.2)
+    config.optim.warmup = "2%"
     config.checkpoint.every = "10%"
     return config
