@@ -209,10 +209,10 @@ def _readable(path: epath.Path | str) -> Iterator[None]:
     """Makes one sentence of what Orbax says about files that are missing or damaged."""
     try:
         yield
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise UserError(
-            f"The checkpoint {str(path)!r} cannot be read, so it is damaged or foreign: {reason}"
+            f"The checkpoint {str(path)!r} cannot be read, so it is damaged or foreign: {reason}."
         ) from error
 
 

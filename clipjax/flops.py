@@ -15,6 +15,8 @@ from jax.extend import core
 PEAK_BF16 = {
     "NVIDIA A100": 312.0,
     "NVIDIA H100": 989.4,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA H100 NVL": 835.5,
     "NVIDIA H200": 989.4,
     "NVIDIA B200": 2250.0,
     "TPU v4": 275.0,

@@ -19,7 +19,7 @@ from clipjax.data.images import BadRecord, decode, fit, flatten
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.errors import UserError
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, parameter_shardings, replicated
-from clipjax.models import example_batch, make_model
+from clipjax.models import example_batch, make_model, matmul_precision
 
 Picture = Image.Image | np.ndarray | bytes | str | Path
 
@@ -52,7 +52,8 @@ class Encoder:
 
         def encode(field: str) -> Callable[[Any, jax.Array], jax.Array]:
             def apply(params: Any, array: jax.Array) -> jax.Array:
-                return model.apply({"params": params}, {field: array})[f"{field}_embedding"]
+                with matmul_precision(config["model"]["dtype"]):
+                    return model.apply({"params": params}, {field: array})[f"{field}_embedding"]
 
             return jax.jit(apply, out_shardings=replicated(mesh))
 
@@ -121,6 +122,8 @@ class Model:
 
     def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
         """Paths, PIL images, encoded bytes or uint8 arrays -> float32 [n, D], L2-normalised."""
+        if isinstance(images, str | bytes | Path | Image.Image):
+            raise UserError("encode_image takes a list of pictures; write encode_image([picture]).")
         return self._encoder.images(self.params, images)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -142,8 +145,9 @@ class Model:
         """Token ids [n, L] -> float32 [n, D], L2-normalised."""
         ids = np.asarray(ids_BxL)
         size = self.tokenizer.vocab_size
-        if ids.ndim != 2 or (ids.size and (ids.min() < 0 or ids.max() >= size)):
-            raise UserError(f"encode_tokens takes ids [n, L] from 0 to {size - 1}.")
+        whole = ids.ndim == 2 and np.issubdtype(ids.dtype, np.integer)
+        if not whole or (ids.size and (ids.min() < 0 or ids.max() >= size)):
+            raise UserError(f"encode_tokens takes whole numbers [n, L] from 0 to {size - 1}.")
         return self._encoder.run("text", self.params, ids.astype(np.int32))
 
     @property

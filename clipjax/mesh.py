@@ -71,6 +71,14 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a batch that does not divide over the mesh."""
+    if batch_size % batch_shards(mesh):
+        raise UserError(
+            f"config.batch_size = {batch_size} does not divide over {batch_shards(mesh)} devices."
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -99,7 +107,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins the layout of an activation by logical axis names; does nothing when no mesh is set.
 
     Without such pins XLA may answer FSDP parameters by splitting activations along their width and gathering the
-    batch. The mesh is the ambient one (`jax.set_mesh`). A dimension that does not divide is left to XLA.
+    batch. The mesh is the ambient one (`jax.set_mesh`). A dimension that does not divide is left to XLA; one without a
+    mesh axis stays whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -109,5 +118,5 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         target = dict(RULES).get(axis)
         names = () if target is None else (target,) if isinstance(target, str) else target
         parts = math.prod(mesh.shape[a] for a in names)
-        entries.append(target if names and size % parts == 0 else None)
+        entries.append(target if size % parts == 0 else PartitionSpec.UNCONSTRAINED)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))

@@ -57,6 +57,19 @@ def schedule(
     return rate
 
 
+def make_schedule(config: Mapping[str, Any]) -> Callable[[jax.Array], jax.Array]:
+    """The learning rate by step of a resolved config."""
+    section = config["optim"]
+    return schedule(
+        section["schedule"],
+        peak=section["lr"],
+        total=config["total_samples"],
+        warmup=section["warmup"],
+        batch_size=config["batch_size"],
+        final=section["final_lr"],
+    )
+
+
 def split(
     params: Mapping[str, Any], freeze: tuple[tuple[str, bool], ...]
 ) -> tuple[Flat, Flat, Flat]:
@@ -125,8 +138,14 @@ def _adafactor(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransf
     decay capped at b2, update clipping, first moment in bfloat16, no scaling by parameter size.
     """
     del trained
+
+    def memory(step: jax.Array, exponent: float) -> jax.Array:
+        return jnp.minimum(config["b2"], 1.0 - jnp.float32(step + 1) ** -exponent)
+
     return optax.chain(
-        optax.scale_by_factored_rms(decay_rate=0.8, epsilon=1e-30, min_dim_size_to_factor=32),
+        optax.scale_by_factored_rms(
+            decay_rate=0.8, epsilon=1e-30, min_dim_size_to_factor=32, decay_rate_fn=memory
+        ),
         optax.clip_by_block_rms(1.0),
         optax.ema(config["b1"], debias=False, accumulator_dtype=jnp.bfloat16),
     )
@@ -168,7 +187,8 @@ def _multiply(factors: Flat) -> optax.GradientTransformation:
     """Multiplies each update by its factor, a number or an array that broadcasts."""
     return optax.stateless(
         lambda updates, _: {
-            p: u if _is_one(factors[p]) else u * factors[p] for p, u in updates.items()
+            p: u if _is_one(factors[p]) else (u * factors[p]).astype(u.dtype)
+            for p, u in updates.items()
         }
     )
 
@@ -177,7 +197,9 @@ def _add_decay(decay: Flat) -> optax.GradientTransformation:
     """Adds decay * parameter, with a rate for each parameter."""
     return optax.stateless(
         lambda updates, params: {
-            p: u if np.ndim(decay[p]) == 0 and decay[p] == 0 else u + decay[p] * params[p]
+            p: u
+            if np.ndim(decay[p]) == 0 and decay[p] == 0
+            else u + (decay[p] * params[p]).astype(u.dtype)
             for p, u in updates.items()
         }
     )

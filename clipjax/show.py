@@ -16,9 +16,9 @@ from clipjax.commands import console
 from clipjax.config import to_json
 from clipjax.data.sources import make_source
 from clipjax.errors import UserError
-from clipjax.mesh import AXES, batch_shards, make_mesh
-from clipjax.models import example_batch, make_model
-from clipjax.step import abstract_state, make_losses
+from clipjax.mesh import AXES, check_batch, make_mesh
+from clipjax.models import example_batch
+from clipjax.step import abstract_state, make_losses, make_parts
 from clipjax.train import flops_per_sample
 from clipjax.workdir import resolve
 
@@ -45,21 +45,8 @@ def show(config: ConfigDict) -> int:
     epoch = sum(len(make_source(entry, name)) for name, entry in config.data.sources.items())
     config = resolve(config, epoch)
     mesh, remark = _mesh(config.mesh)
-    if config.batch_size % batch_shards(mesh):
-        raise UserError(
-            f"config.batch_size = {config.batch_size} does not divide over {batch_shards(mesh)} devices."
-        )
-    model = make_model(config.model)
-    rate = optim.schedule(
-        config.optim.schedule,
-        peak=config.optim.lr,
-        total=config.total_samples,
-        warmup=config.optim.warmup,
-        batch_size=config.batch_size,
-        final=config.optim.final_lr,
-    )
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), example_batch(config.model)))
-    optimizer = optim.make_optimizer(config.optim, shapes["params"], rate)
+    check_batch(config.batch_size, mesh)
+    model, optimizer, rate = make_parts(config)
     state = abstract_state(model, config, optimizer, mesh)
     params = rules.paths(state.params)
     trained = _trained(state.params, config.optim.freeze)

@@ -1,7 +1,7 @@
 """The training state and the one step that changes it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -15,7 +15,7 @@ from clipjax import optim, registry, rules
 from clipjax.errors import UserError
 from clipjax.losses import KINDS
 from clipjax.mesh import parameter_shardings, replicated
-from clipjax.models import example_batch
+from clipjax.models import example_batch, make_model, matmul_precision
 
 
 @flax.struct.dataclass
@@ -33,6 +33,22 @@ class State:
     def averaged(self) -> Any:
         """Parameters for evaluation: averaged where there is an average."""
         return rules.tree(rules.paths(self.params) | self.ema) if self.ema else self.params
+
+
+class Parts(NamedTuple):
+    """What a config's step is made of: the module, the optimizer, the learning rate by step."""
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    rate: Callable[[jax.Array], jax.Array]
+
+
+def make_parts(config: Mapping[str, Any]) -> Parts:
+    """The parts of a resolved config; every setting and rule of them is checked, and nothing is allocated."""
+    model = make_model(config["model"])
+    rate = optim.make_schedule(config)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), example_batch(config["model"]))["params"]
+    return Parts(model, optim.make_optimizer(config["optim"], nn.unbox(boxed), rate), rate)
 
 
 def make_losses(
@@ -99,6 +115,12 @@ def make_step(
     settings, batch_size, decay = config["optim"], config["batch_size"], config["optim"]["ema"]
 
     def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+        with matmul_precision(config["model"]["dtype"]):
+            return update(state, batch)
+
+    def update(
+        state: State, batch: Mapping[str, jax.Array]
+    ) -> tuple[State, dict[str, jax.Array]]:
         trained, frozen, _ = optim.split(state.params, settings["freeze"])
 
         def objective(trained: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -112,18 +134,18 @@ def make_step(
         updates, new_optimizer = optimizer.update(grads, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
         params = optim.clip_values(rules.tree(trained | frozen), settings["clip_values"])
+        flat = rules.paths(params) | frozen  # a frozen value stays, even outside its bounds
         ema = state.ema
         if decay:
             # Early averages lean on few steps, so the average's memory grows with the run (as in TensorFlow's EMA).
             d = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-            flat = rules.paths(params)
             ema = {p: d * old + (1.0 - d) * flat[p] for p, old in ema.items()}
         metrics |= {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate(state.step),
         }
-        return State(state.step + 1, params, new_optimizer, ema), metrics
+        return State(state.step + 1, rules.tree(flat), new_optimizer, ema), metrics
 
     return step
 
@@ -150,7 +172,8 @@ def init_state(
 
     def fresh(seed: jax.Array, given: dict[str, jax.Array]) -> State:
         params = nn.unbox(model.init(jax.random.key(seed), example))["params"]
-        params = rules.tree(rules.paths(params) | given)
+        flat = rules.paths(params)
+        params = rules.tree(flat | {p: x.astype(flat[p].dtype) for p, x in given.items()})
         trained, _, _ = optim.split(params, config["optim"]["freeze"])
         ema = dict(trained) if config["optim"]["ema"] else {}
         return State(jnp.int32(0), params, optimizer.init(trained), ema)

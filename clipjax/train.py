@@ -13,10 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from ml_collections import ConfigDict
 
-from clipjax import checkpoint, flops, optim
+from clipjax import checkpoint, flops
 from clipjax.checkpoint import Checkpointer, due
 from clipjax.convert.pretrained import load_pretrained
 from clipjax.data.pipeline import batches
@@ -26,12 +25,12 @@ from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import BATCH, HOST_ONLY
 from clipjax.inference import Encoder
-from clipjax.mesh import batch_sharding, batch_shards, make_mesh
+from clipjax.mesh import batch_sharding, check_batch, make_mesh
 from clipjax.models import example_batch, make_model
 from clipjax.report import write_report
 from clipjax.report_gallery import retrieval_galleries
 from clipjax.run_log import RunLog
-from clipjax.step import State, abstract_state, init_state, make_losses, make_step
+from clipjax.step import State, abstract_state, init_state, make_losses, make_parts, make_step
 from clipjax.workdir import claim, resolve, versions
 
 
@@ -63,24 +62,8 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
     stream = Stream(config.data, config.preprocess, config.model.image.size, tokenizer, config.seed)
     config = resolve(config, stream.epoch)
     mesh = make_mesh(config.mesh)
-    if config.batch_size % batch_shards(mesh):
-        raise UserError(
-            f"config.batch_size = {config.batch_size} does not divide over {batch_shards(mesh)} devices."
-        )
-
-    model = make_model(config.model)
-    rate = optim.schedule(
-        config.optim.schedule,
-        peak=config.optim.lr,
-        total=config.total_samples,
-        warmup=config.optim.warmup,
-        batch_size=config.batch_size,
-        final=config.optim.final_lr,
-    )
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), example_batch(config.model)))[
-        "params"
-    ]
-    optimizer = optim.make_optimizer(config.optim, shapes, rate)
+    check_batch(config.batch_size, mesh)
+    model, optimizer, rate = make_parts(config)
     losses = make_losses(config.losses, mesh)
     step = jax.jit(make_step(model, losses, optimizer, config, rate), donate_argnums=0)
     encoder = Encoder(model, config, tokenizer, mesh)
@@ -90,7 +73,7 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
     # This traces the whole step, so a mistake in any setting shows before the workdir is touched.
     work = flops_per_sample(config, losses, optimizer, rate, like)
     samples = checkpoint.newest(workdir / "checkpoints") or 0
-    pretrained = {} if samples else load_pretrained(config.init, shapes)
+    pretrained = {} if samples else load_pretrained(config.init, like.params)
 
     claim(workdir, config)
     checkpoints = Checkpointer(
@@ -104,14 +87,16 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
     del pretrained  # may be large
 
     run = RunLog(config, workdir, samples, mesh, work)
-    packed = checkpoint.pack_tokenizer(tokenizer)
+    packed, made_by = checkpoint.pack_tokenizer(tokenizer), versions()
+    if samples >= config.total_samples:
+        print(f"This run is finished: it has seen {samples:,} samples. Its report is written again.")
 
     def save() -> None:
         meta = {
             "samples": samples,
             **counters,
             "config": json.loads(config.to_json()),
-            "versions": versions(),
+            "versions": made_by,
         }
         train_state = {"step": state.step, "optimizer": state.optimizer, "ema": state.ema}
         checkpoints.save(samples, state.params, train_state, meta, packed)

@@ -16,7 +16,7 @@ quickstart = import_file(Path(__file__).with_name("quickstart.py"))
 
 def get_config(arg="both"):
     config = quickstart.get_config()
-    config.total_samples = 150_000
+    config.total_samples = 60_000
     image = image_section("efficientnet_lite0", size=128, chunk=4)
     if arg == "text":
         text = text_section(length=16, width=128, depth=2, heads=2, attention="full", unroll=0)

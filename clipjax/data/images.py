@@ -93,6 +93,9 @@ def fit(image: Image.Image, size: int, resize: str, interpolation: str) -> np.nd
 
     "shortest": the shorter side becomes `size`, the centre is cut out (CLIP). "squash": both sides become `size`
     (SigLIP). "longest": the longer side becomes `size`, the rest is filled with white.
+
+    Raises:
+      BadRecord: so long and thin that "shortest" would make more than `MAX_PIXELS` of it.
     """
     check_fit(resize, interpolation)
     method = INTERPOLATIONS[interpolation]
@@ -100,6 +103,8 @@ def fit(image: Image.Image, size: int, resize: str, interpolation: str) -> np.nd
         return np.asarray(image.resize((size, size), method))
     side = min(image.size) if resize == "shortest" else max(image.size)
     width, height = (max(1, int(size * s / side)) for s in image.size)
+    if width * height > MAX_PIXELS:
+        raise BadRecord("image is too long and thin")
     if (width, height) != image.size:
         image = image.resize((width, height), method)
     # As torchvision's centre crop: half of the difference, rounded.

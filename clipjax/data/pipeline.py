@@ -31,7 +31,7 @@ class HostView:
             )
         self._stream, self._batch, self._start = stream, batch_size, start
         self._part, self._first = batch_size // hosts, host * (batch_size // hosts)
-        self._length = (stop - start) // batch_size * self._part
+        self._length = max(0, stop - start) // batch_size * self._part
 
     def __len__(self) -> int:
         return self._length

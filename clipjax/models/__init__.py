@@ -1,5 +1,6 @@
 """Models, built from the `model` section of a config."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -78,6 +79,17 @@ def compute_dtype(name: str) -> str:
     if name not in _FLOATS:
         raise UserError(f"model.dtype must be auto, {', '.join(_FLOATS)}, not {name!r}.")
     return name
+
+
+def matmul_precision(dtype: str) -> contextlib.AbstractContextManager[None]:
+    """Within it, programs are traced with full-precision products if the compute `dtype` is float32.
+
+    By default accelerators round float32 operands (TF32 on GPU, bfloat16 on TPU). Products of bfloat16 operands are
+    exact, and summed in float32, so with them nothing is set.
+    """
+    if compute_dtype(dtype) == "float32":
+        return jax.default_matmul_precision("float32")
+    return contextlib.nullcontext()
 
 
 def make_model(config: Mapping[str, Any]) -> nn.Module:

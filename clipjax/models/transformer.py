@@ -101,7 +101,8 @@ class Transformer(nn.Module):
             raise UserError(f"There is no remat policy {self.remat!r}{nearest(self.remat, REMAT)}.")
         block = Block
         if self.remat != "none":
-            block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
+            # Inside a loop XLA cannot undo the recomputation; where layers are unrolled it must be kept from that.
+            block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=self.unroll != 1)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
