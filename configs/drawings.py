@@ -10,7 +10,7 @@ quickstart = import_file(Path(__file__).with_name("quickstart.py"))
 
 def get_config(arg=None):
     config = quickstart.get_config()
-    config.total_samples = 600_000
+    config.total_samples = 400_000
     image = image_section(
         size=48,
         patch=8,

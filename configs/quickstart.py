@@ -51,10 +51,10 @@ def get_config(arg=None):
     config.optim.update(name="muon", lr=2e-3, warmup="5%", weight_decay=0.3, ema=0.998)
     config.optim.lr_multipliers = (("text/token_embedding", 10.0), (".*", 1.0))
     config.checkpoint.every = "50%"
-    text = {"text_fields": ("name",)}
+    names = {"kind": "retrieval", "text_fields": ("name",), "every": "25%"}
     config.evals = {
-        "seen": {"kind": "retrieval", "source": held_out("seen"), **text},
-        "unseen": {"kind": "retrieval", "source": held_out("unseen"), **text},
+        "seen": {"source": held_out("seen"), **names},
+        "unseen": {"source": held_out("unseen"), **names},
         "category": {
             "kind": "zero_shot",
             "source": held_out("all"),
