@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipjax.errors import UserError
-from clipjax.registry import nearest
+from clipjax.registry import nearest, wanted
 
 # Sections whose entries a user names; each entry is checked where it is built.
 OPEN_SECTIONS = (
@@ -84,9 +84,9 @@ def _run_file(file: Path, arg: str) -> ConfigDict:
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         where = f" fails at line {lines[-1]}" if lines else " fails"
-        reason = " ".join(str(error.args[0] if error.args else "").split())
+        reason = " ".join(f"{error.args[0] if error.args else 'no reason given'}".split())
         raise UserError(
-            f"The config file {path!r}{where}: {type(error).__name__}: {reason}"
+            f"The config file {path!r}{where}: {type(error).__name__}: {reason.rstrip('.')}."
         ) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -115,7 +115,12 @@ def apply_override(config: ConfigDict, override: str) -> None:
     except (ValueError, SyntaxError):
         value = text
     if isinstance(value, dict):
-        value = ConfigDict(value, type_safe=False)
+        try:
+            value = ConfigDict(value, type_safe=False)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"config.{path} cannot be {text}: the names of fields are strings without dots."
+            ) from error
     is_open = ".".join(parents) in OPEN_SECTIONS or any(
         ".".join(parents[: i + 1]) in OPEN_SECTIONS[:4] for i in range(len(parents))
     )
@@ -140,6 +145,16 @@ def validate(config: ConfigDict, base: ConfigDict) -> None:
       UserError: the first field that is unknown, missing, or of a wrong type.
     """
     _validate(config, base, "")
+    for path in ("losses", "data.sources", "evals"):
+        for name, entry in _section(config, path).items():
+            if not isinstance(entry, Mapping | ConfigDict):
+                raise UserError(
+                    f"config.{path}.{name} must be a section such as {{'kind': ...}}, not {entry!r}."
+                )
+    for path in ("model", "model.image", "model.text", "tokenizer", "data.captions"):
+        section = _section(config, path)
+        if not isinstance(section, Mapping | ConfigDict) or "kind" not in section:
+            raise UserError(f"config.{path} must be a section with a 'kind'.")
     if not config.losses:
         raise UserError(
             "config.losses is empty; name at least one loss, such as {'contrastive': {'kind': 'softmax'}}."
@@ -174,20 +189,9 @@ def check_type(path: str, old: Any, new: Any) -> None:
     schedule = path.startswith("losses.") and path.endswith(".weight")  # `make_losses` checks it
     if old is None or new is None or schedule or _is_duration(path):
         return
-    kinds = (
-        ((bool,), "True or False"),
-        ((int,), "a whole number"),
-        ((int, float), "a number"),
-        ((str,), "a string"),
-        ((tuple, list), "a tuple"),
-        ((ConfigDict, dict), "a section"),
-    )
-    for kind, what in kinds:
-        if isinstance(old, kind):
-            fits = isinstance(new, kind) and (bool in kind or not isinstance(new, bool))
-            if not fits:
-                raise UserError(f"config.{path} must be {what}, not {new!r}.")
-            return
+    what = wanted(*(dict(x) if isinstance(x, ConfigDict) else x for x in (old, new)))
+    if what:
+        raise UserError(f"config.{path} must be {what}, not {new!r}.")
 
 
 def _is_duration(path: str) -> bool:
@@ -266,6 +270,14 @@ def _child(node: Any, name: str, path: str) -> Any:
             f"The config has no field {f'{path}.{name}'.lstrip('.')!r}{nearest(name, list(node))}."
         )
     return node[name]
+
+
+def _section(config: Mapping[str, Any], path: str) -> Any:
+    """The section at a path whose parents exist; None if it does not."""
+    *parents, leaf = path.split(".")
+    for name in parents:
+        config = config[name]
+    return config.get(leaf)
 
 
 def _nearby(file: Path) -> str:

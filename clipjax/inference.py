@@ -147,7 +147,7 @@ class Model:
         size = self.tokenizer.vocab_size
         whole = ids.ndim == 2 and np.issubdtype(ids.dtype, np.integer)
         if not whole or (ids.size and (ids.min() < 0 or ids.max() >= size)):
-            raise UserError(f"encode_tokens takes whole numbers [n, L] from 0 to {size - 1}.")
+            raise UserError(f"encode_tokens takes ids [n, L], whole numbers from 0 to {size - 1}.")
         return self._encoder.run("text", self.params, ids.astype(np.int32))
 
     @property

@@ -14,7 +14,7 @@ import optax
 
 from clipjax import rules
 from clipjax.errors import UserError
-from clipjax.registry import nearest
+from clipjax.registry import nearest, wanted
 
 Flat = dict[str, Any]
 
@@ -106,12 +106,19 @@ def make_optimizer(
     name = config["name"]
     if name not in PRECONDITIONERS:
         raise UserError(f"There is no optimizer {name!r}{nearest(name, PRECONDITIONERS)}.")
+    for field in ("b1", "b2", "ema"):
+        if not 0 <= config[field] < 1:
+            raise UserError(
+                f"config.optim.{field} must be at least 0 and below 1, not {config[field]!r}."
+            )
     trained, _, mask = split(params, config["freeze"])
     decay = rules.match(config["decay_rules"], params, "optim.decay_rules")
     multiplier = rules.match(config["lr_multipliers"], params, "optim.lr_multipliers")
     decay = {p: config["weight_decay"] * decay[p] for p in trained}
     multiplier = {p: multiplier[p] * mask[p] for p in trained}
     clip = config["clip_norm"]
+    if clip is not None and (wanted(0.0, clip) or clip <= 0):
+        raise UserError(f"config.optim.clip_norm must be a number above 0, or None, not {clip!r}.")
     return optax.chain(
         _multiply(mask),
         optax.clip_by_global_norm(clip) if clip else optax.identity(),

@@ -40,11 +40,32 @@ def lookup(kind: str, table: Mapping[str, str], what: str) -> Callable[..., Any]
         raise UserError(f"The {what} {path!r} cannot be imported: {error}.") from error
 
 
+# What a field may be, by its default: the first kind that fits decides. True is no number.
+_KINDS = (
+    ((bool,), "True or False"),
+    ((int,), "a whole number"),
+    ((int, float), "a number"),
+    ((str,), "a string"),
+    ((tuple, list), "a tuple"),
+    ((Mapping,), "a section"),
+)
+
+
+def wanted(default: Any, value: Any) -> str | None:
+    """What `value` should have been to be of the kind of `default`; None if it is, or any value will do."""
+    for kind, words in _KINDS:
+        if isinstance(default, kind):
+            fits = isinstance(value, kind) and (bool in kind or not isinstance(value, bool))
+            return None if fits else words
+    return None
+
+
 def call(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str, **given: Any) -> Any:
-    """`function(**given, **kwargs)`, where `kwargs` come from a user's config and are checked by name first.
+    """`function(**given, **kwargs)`, where `kwargs` come from a user's config and are checked first.
 
     Raises:
-      UserError: a keyword that `function` does not take (with the nearest one it does), or a missing one.
+      UserError: a keyword that `function` does not take (with the nearest one it does), a missing one, or another
+        kind of value where the default is a number or a bool.
     """
     parameters = inspect.signature(function).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -53,6 +74,10 @@ def call(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str, **g
     for name in kwargs:
         if name in given or (name not in valid and not free):
             raise UserError(f"{what} has no setting {name!r}{nearest(name, valid)}.")
+        default = parameters[name].default if name in parameters else None
+        words = wanted(default, kwargs[name]) if isinstance(default, int | float) else None
+        if words:
+            raise UserError(f"{what} needs {words} for {name!r}, not {kwargs[name]!r}.")
     missing = [
         n
         for n in valid

@@ -35,10 +35,15 @@ class RunLog:
         self._config, self._workdir = config, workdir
         resume = {"resume_samples": samples}
         self._console = ConsoleWriter(config.total_samples, start_samples=samples)
-        writers = [JsonlWriter(workdir / "metrics.jsonl", **resume), self._console]
-        if config.log.tensorboard:
+        self._first = (
+            jax.process_index() == 0
+        )  # all processes have the same numbers, one writes them
+        writers = []
+        if self._first:
+            writers += [JsonlWriter(workdir / "metrics.jsonl", **resume), self._console]
+        if self._first and config.log.tensorboard:
             writers.append(TensorBoardWriter(workdir / "tensorboard", **resume))
-        if config.log.wandb:
+        if self._first and config.log.wandb:
             writers.append(
                 WandbWriter(
                     "clipjax", name=workdir.name, config=config.to_dict(), directory=workdir
@@ -49,7 +54,9 @@ class RunLog:
         if config.data.record_ids:
             file = workdir / "sample_ids" / f"{jax.process_index()}.jsonl"
             self._ids = SampleIds(file, samples // config.batch_size)
-        self._results = read_results(workdir / "results.json")
+        # A run that was killed after an evaluation may have results of a moment that is still to come.
+        results = read_results(workdir / "results.json").items()
+        self._results = {name: r for name, r in results if r["samples"] <= samples}
         peak = flops.peak(mesh.devices.flat[0])
         self._mfu_per_speed = flops_per_sample / (peak * mesh.devices.size) if peak else None
         self._mark = (time.perf_counter(), samples)
@@ -114,7 +121,8 @@ class RunLog:
             "metrics": metrics,
             "protocol": evaluator.protocol,
         }
-        write_results(self._workdir / "results.json", self._results)
+        if self._first:
+            write_results(self._workdir / "results.json", self._results)
         self._paused += time.perf_counter() - start
 
     def record_ids(self, samples: int, ids: np.ndarray) -> None:

@@ -118,9 +118,7 @@ def make_step(
         with matmul_precision(config["model"]["dtype"]):
             return update(state, batch)
 
-    def update(
-        state: State, batch: Mapping[str, jax.Array]
-    ) -> tuple[State, dict[str, jax.Array]]:
+    def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         trained, frozen, _ = optim.split(state.params, settings["freeze"])
 
         def objective(trained: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -89,7 +89,9 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
     run = RunLog(config, workdir, samples, mesh, work)
     packed, made_by = checkpoint.pack_tokenizer(tokenizer), versions()
     if samples >= config.total_samples:
-        print(f"This run is finished: it has seen {samples:,} samples. Its report is written again.")
+        print(
+            f"This run is finished: it has seen {samples:,} samples. Its report is written again."
+        )
 
     def save() -> None:
         meta = {
@@ -153,7 +155,8 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
         if hasattr(evaluator, "gallery")
         for g in retrieval_galleries(evaluator, state.averaged())
     ]
-    write_report(workdir, galleries)
+    if jax.process_index() == 0:
+        write_report(workdir, galleries)
     return state
 
 

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ FREE = (
     "data.workers",
     "data.prefetch",
     "data.record_ids",
+    "data.max_bad_fraction",
 )
-FREE += ("data.max_bad_fraction",)
 
 
 def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
@@ -42,6 +41,14 @@ def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
     size = config.batch_size
     if size < 1:
         raise UserError(f"config.batch_size must be at least 1, not {size}.")
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"config.seed must be from 0 to 2**31 - 1, not {config.seed}.")
+    if config.checkpoint.keep is not None and config.checkpoint.keep < 1:
+        raise UserError(
+            f"config.checkpoint.keep must be at least 1, or None for all, not {config.checkpoint.keep}."
+        )
+    if config.data.workers < 0:
+        raise UserError(f"config.data.workers must be at least 0, not {config.data.workers}.")
     total = in_samples(config.total_samples, "total_samples", size, epoch, None)
     if not total:
         raise UserError(
@@ -146,8 +153,3 @@ def _git(*args: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def describe(meta: Mapping[str, Any]) -> str:
-    """One line about a checkpoint, for messages."""
-    return f"{meta['samples']:,} samples, clipjax {meta['versions'].get('clipjax')}"

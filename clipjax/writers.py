@@ -92,8 +92,7 @@ def read_jsonl(path: str | os.PathLike) -> tuple[list[dict[str, float]], int]:
 
     Returns:
         the lines as dicts (numbers only), and how many lines could not be read. A torn last line is
-        not
-        counted: it was never finished.
+        not counted: it was never finished.
     """
     lines, bad = [], 0
     with open(path, "rb") as file:
@@ -156,7 +155,7 @@ class WandbWriter:
         except ImportError as error:
             raise UserError(
                 "Weights & Biases was asked for but wandb is not installed: "
-                "pip install 'clipjax[wandb]', or turn it off in the config"
+                "pip install 'clipjax[wandb]', or turn it off in the config."
             ) from error
         self._run = wandb.init(
             project=project,
@@ -215,7 +214,7 @@ def read_results(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
             entry["samples"] = int(entry["samples"])
             entry["metrics"] = {key: float(value) for key, value in entry["metrics"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not a results file; move it away to make a new one") from error
+        raise UserError(f"{path} is not a results file; move it away to make a new one.") from error
     return results
 
 
@@ -242,7 +241,7 @@ def _repair(path: Path, resume_samples: int | None) -> None:
         if line is None:
             if number < len(raw_lines):
                 raise UserError(
-                    f"line {number} of {path} is not a metrics line; move the file away"
+                    f"Line {number} of {path} is not a metrics line; move the file away."
                 )
             changed = True  # torn by a kill
         elif resume_samples is not None and line["samples"] > resume_samples:

@@ -121,6 +121,27 @@ MISTAKES = {
     "evals.mine={'kind': 'retrieval', 'source': {'kind': 'drawings', 'split': 'sen'}}": (
         "did you mean 'seen'"
     ),
+    "evals.mine=retrieval": "config.evals.mine must be a section such as {'kind': ...}",
+    "losses.contrastive=softmax": "config.losses.contrastive is a section",
+    "data.sources.more=drawings": "config.data.sources.more must be a section",
+    "tokenizer={'source': 'a.json'}": "config.tokenizer must be a section with a 'kind'",
+    # Numbers that mean nothing
+    "seed=-1": "config.seed must be from 0",
+    "checkpoint.keep=0": "config.checkpoint.keep must be at least 1",
+    "data.workers=-1": "config.data.workers must be at least 0",
+    "optim.b1=1.0": "config.optim.b1 must be at least 0 and below 1",
+    "optim.ema=1.5": "config.optim.ema must be at least 0 and below 1",
+    "optim.clip_norm=small": "config.optim.clip_norm must be a number above 0",
+    "data.sources.drawings.weight=nan": "a weight must be above 0",
+    "data.augment.crop_scale=(0.5,)": "data.augment.crop_scale must be (low, high)",
+    "data.augment.crop_ratio=(0, 1)": "data.augment.crop_ratio must be (low, high) above 0",
+    "data.augment.flip=2": "data.augment.flip must be from 0 to 1",
+    "data.captions.templates=('a {} {}',)": "The caption template 'a {} {}' must have one {}",
+    "data.captions.name=1.5": "The probabilities of captions",
+    "losses.contrastive.block_size=0": "block_size must be at least 1",
+    "evals.mine={'kind': 'retrieval', 'source': {'kind': 'drawings'}, 'chunk': 'x'}": (
+        "Evaluator 'mine' needs a whole number for 'chunk', not 'x'"
+    ),
     # Rules
     "optim.freeze=(('imag/.*', True), ('.*', False))": "matches no parameter, 'imag/.*'",
     "optim.freeze=(('.*', True),)": "freezes every parameter",

@@ -170,6 +170,11 @@ def test_refused_texts(model):
 def test_refused_pictures(model, pictures, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png' does not exist"):
         model.encode_image([tmp_path / "nowhere.png"])
+    for one in (tmp_path / "a.png", str(tmp_path / "a.png"), png(pictures[0])):
+        with pytest.raises(UserError, match=r"write encode_image\(\[picture\]\)"):
+            model.encode_image(one)
+    with pytest.raises(UserError, match="Image 0 cannot be used: image is too long and thin"):
+        model.encode_image([np.zeros((1, 1_000_000, 3), np.uint8)])
     with pytest.raises(UserError, match="Image 1 cannot be used: image format not recognised"):
         model.encode_image([pictures[0], b"not a picture"])
     with pytest.raises(UserError, match="Image 0 cannot be used: image is truncated"):
@@ -187,6 +192,8 @@ def test_refused_tokens(model):
         model.encode_tokens(np.array([[0, 49408]]))
     with pytest.raises(UserError, match=r"ids \[n, L\]"):
         model.encode_tokens(np.array([1, 2]))
+    with pytest.raises(UserError, match="whole numbers"):
+        model.encode_tokens(np.array([[1.5, 2.0]]))
     with pytest.raises(UserError, match="at most 8 tokens, not 9"):
         model.encode_tokens(np.zeros((1, 9), np.int32))
 

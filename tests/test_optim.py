@@ -185,6 +185,26 @@ def test_decay_is_decoupled_for_every_optimizer():
         np.testing.assert_array_equal(flat["v"], 1.0, err_msg=name)
 
 
+def test_adafactor_forgets_at_the_rate_of_b2():
+    """Second moment: decay min(b2, 1 - t^-0.8), so late in a run it is b2."""
+    flat = {"w": jnp.zeros(2)}
+    optimizer = optim.make_optimizer(settings(name="adafactor", b2=0.5), flat, lambda _: 1.0)
+    state, moments = optimizer.init(flat), []
+    for gradient in (4.0, 0.0, 0.0, 0.0):
+        _, state = optimizer.update({"w": jnp.full(2, gradient)}, state, flat)
+        moments += [
+            float(leaf["w"][0])
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                state, is_leaf=lambda x: isinstance(x, dict)
+            )
+            if jax.tree_util.keystr(path).endswith(".v")
+        ]
+    # 1 - 2^-0.8 is 0.43, below b2; 1 - 3^-0.8 is 0.58, above it.
+    np.testing.assert_allclose(
+        moments, 16 * np.array([1, 0.4257, 0.4257 / 2, 0.4257 / 4]), rtol=1e-3
+    )
+
+
 def test_muon_moves_each_matrix_along_its_orthogonal_factor():
     rng = np.random.default_rng(2)
     path = "blocks/mlp/kernel"

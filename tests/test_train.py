@@ -291,6 +291,30 @@ def test_the_run_ends_with_a_whole_batch(tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["32"]
 
 
+def test_a_finished_run_started_again(tmp_path, capsys):
+    """It says so, repeats nothing, and writes the report again; fewer samples than were seen are no mistake."""
+    run(tmp_path, "optim.schedule=constant", steps=3)
+    before = trajectory(tmp_path), (tmp_path / "results.json").read_text()
+    for steps in (3, 2):
+        (tmp_path / "report.html").unlink()
+        capsys.readouterr()
+        state = run(tmp_path, "optim.schedule=constant", steps=steps)
+        assert int(state.step) == 3
+        assert "This run is finished: it has seen 24 samples" in capsys.readouterr().out
+        assert (trajectory(tmp_path), (tmp_path / "results.json").read_text()) == before
+        assert (tmp_path / "report.html").exists()
+
+
+def test_results_of_the_future_are_forgotten(tmp_path):
+    """A run that was killed between an evaluation and its checkpoint does not report what it has not reached."""
+    run(tmp_path, "optim.schedule=constant", steps=2)
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["unseen"]["samples"] = 999
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    run(tmp_path, "optim.schedule=constant", steps=3)
+    assert json.loads((tmp_path / "results.json").read_text())["unseen"]["samples"] == 24
+
+
 def test_losses_add_up_with_their_weights(tmp_path):
     config = tiny_config("evals={}", "model.init_bias=-2.0", steps=6)
     with config.unlocked():

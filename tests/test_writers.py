@@ -77,7 +77,7 @@ def test_a_broken_line_inside_is_not_dropped_silently(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"samples": 1, "step": 1}\nnonsense\n{}\n{"samples": 2, "step": 2}\n')
     before = path.read_bytes()
-    with pytest.raises(UserError, match="line 2"):
+    with pytest.raises(UserError, match="Line 2"):
         JsonlWriter(path, resume_samples=1)
     assert path.read_bytes() == before
     lines, bad = read_jsonl(path)

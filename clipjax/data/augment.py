@@ -8,9 +8,41 @@ import numpy as np
 from PIL import Image
 
 from clipjax.data.images import INTERPOLATIONS, flatten
+from clipjax.errors import UserError
+from clipjax.registry import nearest, wanted
+
+BACKGROUNDS = ("white", "random")
 
 # Luma weights of ITU-R BT.601, as PIL's conversion to grey.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def check_augment(settings: Mapping[str, Any]) -> None:
+    """Refuses settings of `data.augment` that mean nothing.
+
+    Raises:
+      UserError: names the first of them.
+    """
+    if settings["background"] not in BACKGROUNDS:
+        hint = nearest(settings["background"], BACKGROUNDS)
+        raise UserError(f"data.augment.background cannot be {settings['background']!r}{hint}.")
+    for name, most in {"crop_scale": 1.0, "crop_ratio": math.inf}.items():
+        pair = settings[name]
+        if (
+            len(pair) != 2
+            or any(map(wanted, (0.0, 0.0), pair))
+            or not 0 < pair[0] <= pair[1] <= most
+        ):
+            at_most = "" if most == math.inf else f" of at most {most}"
+            raise UserError(
+                f"data.augment.{name} must be (low, high) above 0{at_most}, not {pair!r}."
+            )
+    limits = dict.fromkeys(("flip", "grayscale", "brightness", "contrast", "saturation"), 1.0)
+    for name, most in (limits | {"hue": 0.5, "rotate": 180.0}).items():
+        if not 0 <= settings[name] <= most:
+            raise UserError(
+                f"data.augment.{name} must be from 0 to {most:g}, not {settings[name]!r}."
+            )
 
 
 def augment(

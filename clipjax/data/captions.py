@@ -7,6 +7,7 @@ import numpy as np
 
 from clipjax import registry
 from clipjax.data.images import BadRecord
+from clipjax.errors import UserError
 
 KINDS = {
     "any": "clipjax.data.captions:AnyCaption",
@@ -51,7 +52,7 @@ class NameAndKeywords:
     """A name in a template, some keywords, or both: for data that has names and not sentences.
 
     Args:
-      templates: format strings with one {}.
+      templates: strings with one {}, of which each text gets one at random.
       name: probability of the name alone.
       keywords: probability of one to three keywords alone; otherwise name and keywords stand together.
     """
@@ -59,7 +60,20 @@ class NameAndKeywords:
     def __init__(
         self, templates: Sequence[str] = ("{}",), name: float = 0.5, keywords: float = 0.0
     ):
-        self.templates, self.name, self.keywords = tuple(templates), name, keywords
+        templates = (templates,) if isinstance(templates, str) else tuple(templates)
+        for template in templates:
+            if not isinstance(template, str) or template.count("{}") != 1:
+                raise UserError(
+                    f"The caption template {template!r} must have one {{}} for the name."
+                )
+        if not templates:
+            raise UserError("The caption policy needs at least one template, such as '{}'.")
+        if min(name, keywords) < 0 or name + keywords > 1:
+            raise UserError(
+                f"The probabilities of captions, name {name} and keywords {keywords}, must not be below 0 "
+                "or above 1 together."
+            )
+        self.templates, self.name, self.keywords = templates, name, keywords
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> str:
         """Raises BadRecord if the record has no name."""
@@ -75,4 +89,4 @@ class NameAndKeywords:
             subject = ", ".join(chosen)
         else:
             subject = ", ".join([name, *chosen])
-        return self.templates[rng.integers(len(self.templates))].format(subject)
+        return self.templates[rng.integers(len(self.templates))].replace("{}", subject)

@@ -2,9 +2,9 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -49,7 +49,19 @@ class Captions:
         if not path.is_file():
             raise UserError(f"There is no caption file {file!r}.")
         self._folder = path.parent
-        self._rows = list(_read_csv(path) if path.suffix == ".csv" else _read_jsonl(path))
+        self._rows = []
+        read = _read_csv if path.suffix == ".csv" else _read_jsonl
+        try:
+            with path.open(newline="" if read is _read_csv else None, encoding="utf-8") as lines:
+                for number, row in read(lines, path):
+                    if not _is_row(row):
+                        raise UserError(
+                            f"Line {number} of {path} must have an 'image', the path of a picture, and a 'text', "
+                            "a string or a list of them."
+                        )
+                    self._rows.append(row)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"The caption file {file!r} cannot be read: {error}.") from error
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -68,29 +80,35 @@ class Captions:
         )
 
 
-def _read_jsonl(path: Path) -> Any:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+def _read_jsonl(file: TextIO, path: Path) -> Iterator[tuple[int, Any]]:
+    """(number of the line, its object) of every line that is not blank."""
+    for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            yield number, json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"Line {number} of {path} is not JSON: {error}.") from error
-        if not isinstance(row, dict) or not {"image", "text"} <= row.keys():
-            raise UserError(
-                f"Line {number} of {path} must be an object with the keys 'image' and 'text'."
-            )
-        yield row
 
 
-def _read_csv(path: Path) -> Any:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"image", "text"} <= set(reader.fieldnames or ()):
-            raise UserError(
-                f"{path} must have the columns 'image' and 'text', not {reader.fieldnames}."
-            )
-        yield from reader
+def _read_csv(file: TextIO, path: Path) -> Iterator[tuple[int, Any]]:
+    """(number of the line, the row as a dict) of every row."""
+    reader = csv.DictReader(file)
+    if not {"image", "text"} <= set(reader.fieldnames or ()):
+        raise UserError(
+            f"{path} must have the columns 'image' and 'text', not {reader.fieldnames}."
+        )
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a row names a picture and has a text or a list of them."""
+    if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+        return False
+    texts = row.get("text")
+    texts = texts if isinstance(texts, list) else [texts]
+    return all(isinstance(text, str) for text in texts)
 
 
 class Synthetic:

@@ -14,19 +14,20 @@ and the number of failures, and is counted.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import grain
 import numpy as np
 
-from clipjax.data.augment import augment
+from clipjax.data.augment import augment, check_augment
 from clipjax.data.captions import make_captions
 from clipjax.data.images import BadRecord, check_fit, decode
 from clipjax.data.sources import make_source
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.errors import UserError
-from clipjax.registry import nearest
+from clipjax.registry import wanted
 
 MAX_DRAWS = 20  # failures at one place of the stream before the run is told that the data is broken
 SOURCE_BITS = 40  # a sample_id is (number of the source << 40) + index of the record
@@ -59,17 +60,15 @@ class Stream:
                 "config.data.sources is empty; name at least one, such as {'drawings': {'kind': 'drawings'}}."
             )
         check_fit(preprocess["resize"], preprocess["interpolation"])
-        if config["augment"]["background"] not in ("white", "random"):
-            hint = nearest(config["augment"]["background"], ("white", "random"))
-            raise UserError(
-                f"data.augment.background cannot be {config['augment']['background']!r}{hint}."
-            )
+        check_augment(config["augment"])
         self.sources = [make_source(entry, name) for name, entry in config["sources"].items()]
-        weights = [float(entry.get("weight", 1.0)) for entry in config["sources"].values()]
-        if min(weights) <= 0:
-            raise UserError(
-                "Every source's weight must be above 0; leave out a source that is not to be read."
-            )
+        weights = [entry.get("weight", 1.0) for entry in config["sources"].values()]
+        for name, weight in zip(config["sources"], weights, strict=True):
+            if wanted(1.0, weight) or not 0 < weight < math.inf:
+                raise UserError(
+                    f"The source {name!r} has the weight {weight!r}, but a weight must be above 0; "
+                    "leave out a source that is not to be read."
+                )
         self._order = _order([len(s) for s in self.sources], weights, seed)
         self._captions = make_captions(config["captions"])
         self._augment = dict(config["augment"])

@@ -181,7 +181,7 @@ def classification_metrics(logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict
     ks = (1, 5) if classes > 5 else (1,)
     _check_labels(labels_N, len(logits_NxC), classes)
     if np.isnan(logits_NxC).any():
-        raise UserError("the logits hold NaN: the model has diverged; use an earlier checkpoint")
+        raise UserError("The logits hold NaN: the model has diverged; use an earlier checkpoint.")
     return _accuracies(_label_hits(logits_NxC, labels_N, ks, 0.0), labels_N, ks)
 
 
@@ -230,7 +230,7 @@ def _score_blocks(
         raise ValueError("there are no queries or no gallery")
     if not (np.isfinite(query_NxD).all() and np.isfinite(gallery_MxD).all()):
         raise UserError(
-            "the embeddings are not all finite: the model has diverged; use an earlier checkpoint"
+            "The embeddings are not all finite: the model has diverged; use an earlier checkpoint."
         )
     rows = block_rows or max(1, _BLOCK_ENTRIES // len(gallery_MxD))
     gallery_norm = float(np.linalg.norm(gallery_MxD, axis=1).max())

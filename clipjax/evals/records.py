@@ -36,14 +36,14 @@ def texts_of(record: dict[str, Any], fields: Sequence[str], where: str) -> list[
     for field in fields:
         if field not in record:
             raise UserError(
-                f"{where} has no field {field!r}; its fields are {', '.join(sorted(record))}"
+                f"{where} has no field {field!r}; its fields are {', '.join(sorted(record))}."
             )
         value = record[field]
         for text in [value] if isinstance(value, str) else value:
             if text.strip():
                 found[text] = None
     if not found:
-        raise UserError(f"{where} has no text in {', '.join(map(repr, fields))}")
+        raise UserError(f"{where} has no text in {', '.join(map(repr, fields))}.")
     return list(found)
 
 

@@ -96,7 +96,7 @@ class Retrieval:
         chunk: int = 1024,
     ):
         if not len(source):
-            raise UserError(f"the source of evaluator {name!r} is empty")
+            raise UserError(f"The source of evaluator {name!r} is empty.")
         self.name, self.source = name, source
         self.protocol: dict[str, Any] = {}
         self._encoder = encoder
@@ -175,7 +175,7 @@ class Retrieval:
         return pictures_of(self.source[record])[picture]
 
     def _texts(self, index: int, record: dict[str, Any]) -> list[str]:
-        return texts_of(record, self._fields, f"record {index} of evaluator {self.name!r}")
+        return texts_of(record, self._fields, f"Record {index} of evaluator {self.name!r}")
 
     def _embed(self, params: Any) -> _Embedded:
         texts: list[str] = []

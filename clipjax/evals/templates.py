@@ -38,23 +38,25 @@ def load_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
         UserError: unknown set, unreadable file, or a template without a placeholder.
     """
     if not isinstance(templates, str):
-        found, origin = list(templates), "the list of templates"
+        found, origin = list(templates), "The list of templates"
     elif templates.endswith(".json"):
-        found, origin = read_json(templates, "templates"), f"the templates file {templates}"
+        found, origin = read_json(templates, "templates"), f"The templates file {templates}"
     elif templates in TEMPLATES:
         return TEMPLATES[templates]
     else:
         near = difflib.get_close_matches(templates, TEMPLATES, n=1)
         raise UserError(
-            f"unknown template set {templates!r}"
+            f"There is no template set {templates!r}"
             + (f" (did you mean {near[0]!r}?)" if near else "")
-            + f"; give one of {', '.join(sorted(TEMPLATES))}, a list of strings or a .json file"
+            + f"; give one of {', '.join(sorted(TEMPLATES))}, a list of strings or a .json file."
         )
     if not isinstance(found, list) or not found or not all(isinstance(t, str) for t in found):
-        raise UserError(f"{origin} must be a list of at least one string")
+        raise UserError(f"{origin} must be a list of at least one string.")
     for template in found:
         if "{}" not in template and "{c}" not in template:
-            raise UserError(f"template {template!r} in {origin} has no {{}} for the class name")
+            raise UserError(
+                f"{origin} has {template!r} in it, which has no {{}} for the class name."
+            )
     return tuple(found)
 
 
@@ -69,7 +71,7 @@ def read_json(path: str, what: str):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the {what} file {path}: {error}") from error
+        raise UserError(f"The {what} file {path} cannot be read: {error}.") from error
 
 
 def text_hash(texts) -> str:

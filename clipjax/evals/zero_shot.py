@@ -48,7 +48,7 @@ class ZeroShot:
         chunk: int = 1024,
     ):
         if not len(source):
-            raise UserError(f"the source of evaluator {name!r} is empty")
+            raise UserError(f"The source of evaluator {name!r} is empty.")
         self.name = name
         self.protocol: dict[str, Any] = {}
         self._source, self._encoder = source, encoder
@@ -103,14 +103,14 @@ class ZeroShot:
     def _label(self, index: int, record: dict[str, Any]) -> Any:
         if self._label_field not in record:
             raise UserError(
-                f"record {index} of evaluator {self.name!r} has no field {self._label_field!r}; "
-                f"its fields are {', '.join(sorted(record))}: set label_field"
+                f"Record {index} of evaluator {self.name!r} has no field {self._label_field!r}; "
+                f"its fields are {', '.join(sorted(record))}: set label_field."
             )
         label = record[self._label_field]
         if self._classes is None and not isinstance(label, str):
             raise UserError(
-                f"evaluator {self.name!r} has labels such as {label!r} but no names for them: "
-                "set classes"
+                f"Evaluator {self.name!r} has labels such as {label!r} but no names for them: "
+                "set classes."
             )
         return label
 
@@ -122,8 +122,8 @@ class ZeroShot:
         elif str(label) in number:  # the keys of a mapping read from JSON are strings
             return number[str(label)]
         raise UserError(
-            f"record {record} of evaluator {self.name!r} has the label {label!r}, "
-            f"which is none of its {len(number)} classes"
+            f"Record {record} of evaluator {self.name!r} has the label {label!r}, "
+            f"which is none of its {len(number)} classes."
         )
 
 
@@ -138,11 +138,11 @@ def _read_classes(classes: Any, evaluator: str) -> tuple[dict[str, list[str]] | 
         found = {name: [name] for name in classes}
         if len(found) != len(classes):
             twice = next(name for name in found if list(classes).count(name) > 1)
-            raise UserError(f"class {twice!r} of evaluator {evaluator!r} is listed twice")
+            raise UserError(f"The class {twice!r} of evaluator {evaluator!r} is listed twice.")
     else:
         found = {str(k): [v] if isinstance(v, str) else list(v) for k, v in classes.items()}
     if len(found) < 2 or not all(
         names and all(n.strip() for n in names) for names in found.values()
     ):
-        raise UserError(f"evaluator {evaluator!r} needs at least two classes, each with a name")
+        raise UserError(f"Evaluator {evaluator!r} needs at least two classes, each with a name.")
     return found, by_index

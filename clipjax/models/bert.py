@@ -68,6 +68,7 @@ class Bert(nn.Module):
         length: tokens of the texts that the pipeline makes, at most `max_positions`.
         norm_epsilon: of every layer norm.
         dtype: of the matrix products; norms, softmax and outputs are float32.
+        param_dtype: every tower takes it; the parameters of this one are always float32.
     """
 
     length: int = 128

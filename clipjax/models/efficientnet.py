@@ -49,18 +49,20 @@ def depthwise_conv(x_BxHxWxC: jax.Array, kernel_KxKxC: jax.Array, stride: int) -
     `lax.conv_general_dilated` with one group per channel, which takes a generic path there.
 
     Returns:
-        [B, ceil(H / stride), ceil(W / stride), C], in the input's dtype.
+        [B, ceil(H / stride), ceil(W / stride), C], in the input's dtype; summed in float32.
     """
     size = kernel_KxKxC.shape[0]
     top, bottom, height = _same_padding(x_BxHxWxC.shape[1], size, stride)
     left, right, width = _same_padding(x_BxHxWxC.shape[2], size, stride)
     padded = jnp.pad(x_BxHxWxC, ((0, 0), (top, bottom), (left, right), (0, 0)))
     rows, columns = (height - 1) * stride + 1, (width - 1) * stride + 1
-    return sum(
+    kernel_KxKxC = kernel_KxKxC.astype(jnp.float32)
+    total = sum(
         padded[:, i : i + rows : stride, j : j + columns : stride] * kernel_KxKxC[i, j]
         for i in range(size)
         for j in range(size)
     )
+    return total.astype(x_BxHxWxC.dtype)
 
 
 class ConvNorm(nn.Module):
@@ -154,6 +156,7 @@ class EfficientNetLite0(nn.Module):
             group's activations stay in the CPU's caches: 4 makes 128 px pictures about 1.5 times
             as fast. Leave it unset where the batch is split over devices.
         dtype: of the convolutions; the outputs are float32.
+        param_dtype: every tower takes it; the parameters of this one are always float32.
     """
 
     size: int = 224

@@ -115,7 +115,7 @@ def test_labels_may_be_names_positions_or_keys_of_a_mapping(tmp_path):
         ({"classes": ["a", "a"]}, "listed twice"),
         ({"classes": ["a"]}, "at least two classes"),
         ({"classes": ["a", " "]}, "each with a name"),
-        ({"classes": "no/such.json"}, "cannot read the classes file"),
+        ({"classes": "no/such.json"}, "The classes file .* cannot be read"),
         ({"classes": ["a", "b"], "templates": "simpel"}, "did you mean 'simple'"),
         ({"classes": ["a", "b"], "templates": ["a photo"]}, "has no {}"),
         ({"classes": ["a", "b"], "templates": []}, "at least one"),
@@ -132,7 +132,7 @@ def test_templates_from_a_file_and_braces_in_names(tmp_path):
     templates = load_templates(str(path))
     assert [fill(t, "{c} {}") for t in templates] == ["a photo of {c} {}", "{c} {} {x}"]
     path.write_text("{")
-    with pytest.raises(UserError, match="cannot read the templates file"):
+    with pytest.raises(UserError, match=r"The templates file .* cannot be read"):
         load_templates(str(path))
     assert all(load_templates(name) for name in TEMPLATES)
 

@@ -1,0 +1,93 @@
+"""The step's program, before it is compiled: at which precision it multiplies, and what it leaves alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+from tiny_run import tiny_config
+
+from clipjax import rules
+from clipjax.data.tokenizers import make_tokenizer
+from clipjax.inference import Encoder
+from clipjax.mesh import make_mesh
+from clipjax.models import example_batch
+from clipjax.step import abstract_state, init_state, make_losses, make_parts, make_step
+from clipjax.workdir import resolve
+
+HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
+
+
+def prepare(*overrides):
+    """(config, mesh, parts, step) of the tiny run on one device."""
+    config = resolve(tiny_config("evals={}", *overrides), epoch=100)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    parts = make_parts(config)
+    losses = make_losses(config.losses, mesh)
+    step = make_step(parts.model, losses, parts.optimizer, config, parts.rate)
+    return config, mesh, parts, step
+
+
+def products(jaxpr):
+    """All matrix products and convolutions of a program, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):
+            if is_program(value):
+                yield from products(getattr(value, "jaxpr", value))
+
+
+def is_program(value):
+    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
+
+
+def full(equation):
+    return equation.params["precision"] in (HIGHEST, HIGHEST[0])
+
+
+def trace(dtype):
+    config, mesh, parts, step = prepare(f"model.dtype={dtype}")
+    state = abstract_state(parts.model, config, parts.optimizer, mesh)
+    found = jax.make_jaxpr(step)(state, example_batch(config.model, config.batch_size))
+    return list(products(found.jaxpr))
+
+
+def test_float32_products_are_at_full_precision():
+    """On GPU and TPU the default would round the operands to TF32 or bfloat16."""
+    found = trace("float32")
+    assert len(found) > 30
+    assert all(full(equation) for equation in found)
+
+
+def test_bfloat16_towers_and_a_float32_loss():
+    found = trace("bfloat16")
+    # Of attention's logits, kept in float32, the gradient meets bfloat16 queries and keys.
+    halves = [e for e in found if jnp.bfloat16 in {x.aval.dtype.type for x in e.invars}]
+    others = [e for e in found if e not in halves]
+    assert len(halves) > 25
+    assert others  # the loss's
+    assert all(full(equation) for equation in others)
+
+
+@pytest.mark.parametrize("field", ["image", "text"])
+def test_the_encoder_multiplies_as_the_step_does(field):
+    config, mesh, parts, _ = prepare("model.dtype=float32")
+    tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
+    encoder = Encoder(parts.model, config, tokenizer, mesh, batch_size=2)
+    params = abstract_state(parts.model, config, parts.optimizer, mesh).params
+    program = jax.make_jaxpr(encoder._encode[field])(params, example_batch(config.model)[field])
+    found = list(products(program.jaxpr))
+    assert len(found) > 4
+    assert all(full(equation) for equation in found)
+
+
+def test_a_frozen_value_outside_its_bounds_stays():
+    frozen = "optim.freeze=(('logit_scale', True), ('.*', False))"
+    config, mesh, parts, step = prepare(frozen, "model.init_scale=1000.0")
+    state = init_state(parts.model, config, parts.optimizer, mesh)
+    batch = {k: np.zeros(v.shape, v.dtype) for k, v in example_batch(config.model, 8).items()}
+    after, metrics = jax.jit(step)(state, batch)
+    assert float(after.params["logit_scale"]) == pytest.approx(np.log(1000))
+    assert float(metrics["logit_scale"]) == pytest.approx(1000, rel=1e-5)
+    assert rules.paths(after.params).keys() == rules.paths(state.params).keys()
