@@ -173,8 +173,6 @@ def test_refused_pictures(model, pictures, tmp_path):
     for one in (tmp_path / "a.png", str(tmp_path / "a.png"), png(pictures[0])):
         with pytest.raises(UserError, match=r"write encode_image\(\[picture\]\)"):
             model.encode_image(one)
-    with pytest.raises(UserError, match="Image 0 cannot be used: image is too long and thin"):
-        model.encode_image([np.zeros((1, 1_000_000, 3), np.uint8)])
     with pytest.raises(UserError, match="Image 1 cannot be used: image format not recognised"):
         model.encode_image([pictures[0], b"not a picture"])
     with pytest.raises(UserError, match="Image 0 cannot be used: image is truncated"):

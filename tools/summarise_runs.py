@@ -1,6 +1,6 @@
 """Mean and spread of the held-out results of several runs of one config on the drawings, as a Markdown row.
 
-    python tools/summarise_runs.py runs/quickstart_seed*
+python tools/summarise_runs.py runs/quickstart_seed*
 """
 
 import argparse
@@ -27,7 +27,9 @@ def cell(values: list[float]) -> str:
 
 def main() -> None:
     """Prints the header and one row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("workdirs", nargs="+", type=Path)
     args = parser.parse_args()
     results = [read_results(workdir / "results.json") for workdir in args.workdirs]

@@ -212,3 +212,11 @@ def test_unknown_settings():
         fit(photo(), 8, "shortst", "bicubic")
     with pytest.raises(UserError, match=r"cannot be 'bicubik' .did you mean 'bicubic'"):
         fit(photo(), 8, "shortest", "bicubik")
+
+
+def test_long_and_thin():
+    """One row of a million pixels would be 224 x 224 million before the centre is cut out."""
+    thin = Image.new("RGB", (1_000_000, 1))
+    with pytest.raises(BadRecord, match="too long and thin"):
+        fit(thin, 224, "shortest", "bicubic")
+    assert fit(thin, 224, "longest", "bicubic").shape == (224, 224, 3)
