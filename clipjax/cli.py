@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from clipjax.errors import UserError
+from clipjax.huge_pages import restart_with_huge_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.command} takes no --config.* overrides")
+    if argv is None and args.command != "show":
+        restart_with_huge_pages()
     try:
         return args.run(args, overrides)
     except UserError as error:
