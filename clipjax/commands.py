@@ -22,6 +22,7 @@ from clipjax.evals.records import chunks, embed_texts
 from clipjax.inference import Encoder, Model, load
 from clipjax.mesh import make_mesh
 from clipjax.models import compute_dtype
+from clipjax.progress import console
 from clipjax.registry import nearest
 from clipjax.writers import read_results
 
@@ -212,12 +213,6 @@ def read_lines(file: str) -> list[str]:
         if not text.strip():
             raise UserError(f"Line {number} of {file!r} is empty; there is nothing to embed.")
     return texts
-
-
-def console() -> Console:
-    """A console that cuts nothing off: a file or a pipe is as wide as the tables want."""
-    wide = Console()
-    return wide if wide.is_terminal else Console(width=200)
 
 
 def _load(path: Any) -> tuple[Model, Encoder]:

@@ -14,6 +14,12 @@ from rich.text import Text
 _WINDOW = 30.0  # seconds the speed is averaged over
 
 
+def console() -> Console:
+    """A console that cuts nothing off: a file or a pipe is as wide as the tables want."""
+    wide = Console()
+    return wide if wide.is_terminal else Console(width=200)
+
+
 class ConsoleWriter:
     """Shows samples seen, samples/s, the time left and the loss; a writer like the others.
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from clipjax import flops, optim, rules
-from clipjax.commands import console
 from clipjax.config import to_json
 from clipjax.data.sources import make_source
 from clipjax.errors import UserError
 from clipjax.mesh import AXES, check_batch, make_mesh
 from clipjax.models import example_batch
+from clipjax.progress import console
 from clipjax.step import abstract_state, make_losses, make_parts
 from clipjax.train import flops_per_sample
 from clipjax.workdir import resolve

@@ -5,6 +5,7 @@ plain keys; the x-axis is samples seen everywhere. In a run of several processes
 writes.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -134,7 +135,8 @@ class WandbWriter:
 
     Args:
         project: project's name.
-        name: run's name; also its id, so that a resumed run continues its own curves.
+        name: run's name. Its id has the directory in it too, so that a resumed run, and no other of that name,
+            continues its own curves.
         config: the resolved config, shown beside the curves.
         directory: where wandb keeps its files.
 
@@ -157,10 +159,12 @@ class WandbWriter:
                 "Weights & Biases was asked for but wandb is not installed: "
                 "pip install 'clipjax[wandb]', or turn it off in the config."
             ) from error
+        # The same directory is the same run; two directories of one name are not.
+        place = hashlib.sha256(str(Path(directory or name).absolute()).encode()).hexdigest()
         self._run = wandb.init(
             project=project,
             name=name,
-            id=name,
+            id=f"{name}-{place[:8]}",
             resume="allow",
             config=dict(config or {}),
             dir=None if directory is None else str(directory),

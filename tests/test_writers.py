@@ -163,7 +163,7 @@ def test_wandb_missing_names_the_way_out(monkeypatch):
         writers.WandbWriter("project", name="run")
 
 
-def test_wandb_gets_samples_as_its_axis(monkeypatch):
+def test_wandb_gets_samples_as_its_axis(monkeypatch, tmp_path):
     import sys
     from types import SimpleNamespace
 
@@ -173,11 +173,16 @@ def test_wandb_gets_samples_as_its_axis(monkeypatch):
     )
     fake = SimpleNamespace(init=lambda **options: started.update(options) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    writer = writers.WandbWriter("project", name="run", config={"seed": 1})
+    ids = []
+    for folder in ("a/run", "b/run", "a/run"):
+        writer = writers.WandbWriter(
+            "project", name="run", config={"seed": 1}, directory=tmp_path / folder
+        )
+        ids.append(started["id"])
     writer.write(64, 1, {"loss": 2})
     writer.close()
     assert started["resume"] == "allow"
-    assert started["id"] == "run"
+    assert ids[0] == ids[2] != ids[1]  # a resumed run continues its own curves, and only those
     assert logged == [{"samples": 64, "step": 1, "loss": 2.0}, "end"]
 
 

@@ -5,8 +5,9 @@
 
 Both sides train a CLIP of 4,771,201 parameters (ViT of width 192, 6 layers, 8 px patches of 64 px pictures; text of
 width 192, 4 layers, 32 tokens of 1,000) on the same batch size in float32 with AdamW: forward, backward, update.
-Each side is a process of its own; they take turns, and the best of all turns is reported, since other work on the
-machine can only make a turn slower. clipjax's side is the library's own model, loss and step.
+Each side is a process of its own, both with large pages (clipjax/huge_pages.py); they take turns, and the best of all
+turns is reported, since other work on the machine can only make a turn slower. clipjax's side is the library's own
+model, loss and step.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from clipjax import huge_pages
 
 BATCH, WIDTH, HEADS, TOKENS, VOCABULARY = 64, 192, 3, 32, 1000
 PARAMETERS = 4_771_201
@@ -137,6 +140,9 @@ def main() -> None:
     )
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
     parser.add_argument("--turns", type=int, default=15, help="turns of each side, 2 steps a turn")
+    parser.add_argument(
+        "--small-pages", action="store_true", help="leave the memory's page size alone"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -144,6 +150,8 @@ def main() -> None:
         return
     root = Path(__file__).resolve().parent.parent
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    if not args.small_pages:  # as the command line of clipjax sets it, here for both sides
+        environment[huge_pages.TUNABLES] = huge_pages.SETTING
     workers = {}
     for side in SIDES:
         python = args.torch_python if side.startswith("torch") else sys.executable
