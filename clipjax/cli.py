@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from absl import logging
+
 from clipjax.errors import UserError
 from clipjax.huge_pages import restart_with_huge_pages
 
@@ -18,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{args.command} takes no --config.* overrides")
     if argv is None and args.command != "show":
         restart_with_huge_pages()
+    # Orbax tells on standard error how long it waited and the like; its errors still show.
+    logging.set_verbosity(logging.ERROR)
     try:
         return args.run(args, overrides)
     except UserError as error:
