@@ -11,6 +11,7 @@ def base_config() -> ConfigDict:
         {
             "seed": 0,
             "batch_size": 1024,
+            "grad_cache": 1,  # micro-batches a step's towers see one after another; the losses see the whole batch
             "total_samples": 0,  # duration; the run ends with the whole batch that reaches it
             "model": model_section(),
             "init": {},  # part of the model ("image", "text", "") -> pretrained tower or checkpoint

@@ -1,139 +1,296 @@
-"""How the contrastive losses see all pairs of a batch that is split over devices.
+"""Statistics of all pairs of a batch that is split over devices, with a hand-written backward pass.
 
-Every device keeps its own b = B/N rows of images and meets all B texts, one tile of at most `block_size` texts at a
-time. Two layouts bring the texts:
+A contrastive loss needs, of the B x B logits, only sums along their rows and columns: the log-sum of a row's
+exponentials, the logits of its positives, ... `pair_statistics` forms them tile by tile and keeps nothing larger than
+the sums. Its backward pass forms each tile once more and takes both towers' gradients from it. With b rows a device
+that is 2 b B D FLOPs forward and 6 b B D backward, 8 b B D together: one dot product a pair for the logit, one to form
+it again, one for each gradient (a loss that stored the logits would need 6 b B D, and b B words).
 
-  "gather"  one all-gather of the texts (their gradient comes back as one reduce-scatter);
-  "ring"    the text blocks hop from neighbour to neighbour, N - 1 times.
-
-Both give the same values. A tile's logits are recomputed in the backward pass, so no B x B or b x B array is kept.
+What a tile adds, and how its sums' gradients become the gradient of its logits, is the business of a `Kernel`; the
+losses around are plain functions of the statistics, differentiated by JAX.
 """
 
+import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from clipjax.errors import UserError
+from clipjax.losses.tiles import BLOCK_SIZE, LAYOUTS, Spread, add_up, all_gather, visit_all
 from clipjax.registry import nearest
 
-LAYOUTS = ("gather", "ring")
 BATCH_AXES = ("data", "fsdp")
+PRECISIONS = {p.name.lower(): p for p in jax.lax.Precision}
 
-# tile(image_bxD, text_cxD, mine_bxc, exists_c) -> (statistics of rows [b], statistics of columns [c]), two trees.
-# `mine_bxc` marks the matching pairs, `exists_c` is False for texts of padding.
-Tile = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[Any, Any]]
+Scalars = Mapping[str, jax.Array]
+Statistics = dict[str, jax.Array]
 
-
-def check_inputs(
-    image_BxD: jax.Array, text_BxD: jax.Array, layout: str, block_size: int | None
-) -> None:
-    """Refuses shapes and settings that do not fit, in one sentence."""
-    if image_BxD.ndim != 2 or image_BxD.shape != text_BxD.shape:
-        raise UserError(
-            "A contrastive loss takes as many images as texts, both [B, D], "
-            f"not {list(image_BxD.shape)} and {list(text_BxD.shape)}."
-        )
-    if layout not in LAYOUTS:
-        raise UserError(f"There is no loss layout {layout!r}{nearest(layout, LAYOUTS)}.")
-    if block_size is not None and block_size < 1:
-        raise UserError(f"block_size must be at least 1, not {block_size}.")
+# The start of a maximum. Finite, so that the difference of two of them is 0 and not NaN.
+LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
-def logits(image_bxD: jax.Array, text_cxD: jax.Array, scale: jax.Array) -> jax.Array:
-    """Scale * image @ text.T in float32: full precision where the hardware's default is lower (TF32, bf16)."""
-    return scale * jax.lax.dot_general(
-        image_bxD,
-        text_cxD,
-        (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+class Pairs(NamedTuple):
+    """One tile: the pairs of r rows and c columns.
 
-
-def shard_axes(mesh: Mesh | None) -> tuple[str, ...]:
-    """The axes of `mesh` over which a batch is split; none without a mesh."""
-    return () if mesh is None else tuple(a for a in BATCH_AXES if a in mesh.shape)
-
-
-def on_shards(
-    function: Callable[..., Any], mesh: Mesh | None, batch: int, arrays: int
-) -> Callable[..., Any]:
-    """`function(*arrays, *scalars)` run on every device with its rows of the first `arrays` arguments.
-
-    Raises:
-      UserError: the batch does not divide over the mesh.
+    Attributes:
+      similarity_rxc: float32 dot products of the embeddings, not scaled.
+      valid_rxc: False for pairs that do not exist (padding, or left out by a mask).
+      rows, columns: what is known about each row [r, ...] and each column [c, ...].
+      scalars: float32 scalars of the loss.
     """
-    axes = shard_axes(mesh)
-    if not axes:
-        return function
-    parts = math.prod(mesh.shape[a] for a in axes)
-    if batch % parts:
-        raise UserError(
-            f"A batch of {batch} does not divide over {parts} devices; choose a batch size that {parts} divides."
-        )
 
-    def call(*args: jax.Array) -> Any:
-        specs = tuple(
-            PartitionSpec(axes) if i < arrays else PartitionSpec() for i in range(len(args))
-        )
-        mapped = jax.shard_map(
-            function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
-        )
-        return mapped(*args)
-
-    return call
+    similarity_rxc: jax.Array
+    valid_rxc: jax.Array
+    rows: Mapping[str, Any]
+    columns: Mapping[str, Any]
+    scalars: Scalars
 
 
-def scan_tiles(
-    tile: Tile,
-    image_bxD: jax.Array,
-    text_bxD: jax.Array,
-    axes: tuple[str, ...],
+class Kernel(Protocol):
+    """What a loss wants to know of a tile. Hashable, since it is static.
+
+    Statistics called `top`, `best` and `rival` are maxima of similarities. `mass` is the sum of exp(scale (s - top))
+    over similarities s, and `drift` the sum of (s - top) with those weights. All others are sums.
+    """
+
+    def empty(self, count: int) -> Statistics:
+        """The statistics of `count` rows (or columns) without any pair."""
+        ...
+
+    def measure(self, pairs: Pairs) -> tuple[Statistics, Statistics]:
+        """What a tile's pairs add to the statistics of its rows and of its columns."""
+        ...
+
+    def slope(self, pairs: Pairs) -> jax.Array:
+        """Gradient with respect to the similarities, [r, c].
+
+        `pairs.rows` and `pairs.columns` then also hold `statistics`, the final ones, and `gradient`, theirs.
+        """
+        ...
+
+    def scalar_slopes(self, statistics: Statistics, gradient: Statistics) -> Scalars:
+        """Gradient with respect to the scalars that comes through the rows' (or the columns') final statistics."""
+        ...
+
+
+def make_spread(
+    mesh: Mesh | None,
     layout: str,
     block_size: int | None,
-) -> tuple[Any, Any]:
-    """Applies `tile` to this device's images and all B texts. Called on every device with its own rows.
+    precision: str,
+    rows: int,
+    columns: int,
+) -> Spread:
+    """Checks how a loss is to be computed.
+
+    Rows and columns are split over the axes of the batch, and over the other axes of the mesh as well if they divide:
+    devices that hold the same rows (of a `tensor` axis) then share the work.
+
+    Raises:
+      UserError: an unknown layout or precision, a block size below 1, or sizes that do not divide over the mesh.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"There is no loss layout {layout!r}{nearest(layout, LAYOUTS)}.")
+    if precision not in PRECISIONS:
+        raise UserError(f"There is no precision {precision!r}{nearest(precision, PRECISIONS)}.")
+    if block_size is not None and block_size < 1:
+        raise UserError(f"block_size must be at least 1, not {block_size}.")
+    axes: tuple[str, ...] = ()
+    if mesh is not None:
+        axes = tuple(a for a in BATCH_AXES if a in mesh.shape)
+        everywhere = axes + tuple(a for a in mesh.axis_names if a not in axes)
+        for choice in (everywhere, axes):
+            parts = math.prod(mesh.shape[a] for a in choice)
+            if rows % parts == 0 and columns % parts == 0:
+                axes = tuple(a for a in choice if mesh.shape[a] > 1)
+                break
+        else:
+            odd = rows if rows % parts else columns
+            raise UserError(
+                f"A batch of {odd} does not divide over {parts} devices; choose a batch size that {parts} divides."
+            )
+    return Spread(
+        mesh if axes else None, axes, layout, block_size or BLOCK_SIZE, PRECISIONS[precision]
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def pair_statistics(
+    kernel: Kernel,
+    spread: Spread,
+    image_RxD: jax.Array,
+    text_CxD: jax.Array,
+    scalars: Scalars,
+    rows: Mapping[str, Any],
+    columns: Mapping[str, Any],
+) -> tuple[Statistics, Statistics]:
+    """Statistics of every row and every column over all R x C pairs.
+
+    Differentiable once, in reverse, with respect to the embeddings and the scalars; `rows` and `columns` (and maxima)
+    are constants.
+
+    Args:
+      kernel: what is measured.
+      spread: how the pairs are spread over devices, from `make_spread`.
+      image_RxD: float32 rows.
+      text_CxD: float32 columns.
+      scalars: float32; `scale` at least.
+      rows: arrays [R, ...]; `valid`, bool [R], at least.
+      columns: arrays [C, ...]; `valid`, bool [C], at least.
 
     Returns:
-      (row statistics stacked over the T tiles [T, b], column statistics in the batch's order [B]); both are what this
-      device's rows contribute, nothing is reduced over devices.
+      Dicts of float32 [R] and [C]. `mass` is replaced by `log_mass`, its logarithm, and `drift` by the mean of s - top.
     """
-    b = image_bxD.shape[0]
-    count = jax.lax.axis_size(axes) if axes else 1
-    me = jax.lax.axis_index(axes) if axes else 0
-    row_b = me * b + jnp.arange(b)
-    tile = jax.checkpoint(tile)
+    return _forward(kernel, spread, image_RxD, text_CxD, scalars, rows, columns)[0]
 
-    def block(text_nxD: jax.Array, start: jax.Array | int) -> tuple[Any, Any]:
-        """Tiles of n texts, the first of which is column `start` of the batch."""
-        n, width = text_nxD.shape
-        c = min(block_size or n, n)
-        tiles = -(-n // c)
-        text_TxcxD = jnp.pad(text_nxD, ((0, tiles * c - n), (0, 0))).reshape(tiles, c, width)
-        column_Txc = jnp.arange(tiles * c).reshape(tiles, c)
 
-        def step(_: None, item: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
-            text_cxD, column_c = item
-            mine_bxc = row_b[:, None] == start + column_c
-            return None, tile(image_bxD, text_cxD, mine_bxc, column_c < n)
+def _forward(
+    kernel: Kernel,
+    spread: Spread,
+    image_RxD: jax.Array,
+    text_CxD: jax.Array,
+    scalars: Scalars,
+    rows: Mapping[str, Any],
+    columns: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    def shard(rows: Any, columns: Any, scalars: Scalars) -> Any:
+        def visit(row: Any, column: Any, row_sum: Any, column_sum: Any) -> tuple[Any, Any]:
+            of_row, of_column = kernel.measure(_pairs(row, column, scalars, spread))
+            merge = functools.partial(_merge, scale=scalars["scale"])
+            return merge(row_sum, of_row), merge(column_sum, of_column)
 
-        _, (rows, columns) = jax.lax.scan(step, None, (text_TxcxD, column_Txc))
-        return rows, jax.tree.map(lambda x: x.reshape(-1)[:n], columns)
+        whole = {}  # the gathered texts, kept for the backward pass
+        if spread.layout == "gather" and spread.axes:
+            whole = {"embedding": all_gather(columns["embedding"], spread.axes)}
+        row_stats, column_stats = visit_all(
+            visit,
+            spread,
+            rows,
+            {k: v for k, v in columns.items() if k not in whole},
+            kernel.empty(rows["valid"].size),
+            kernel.empty(columns["valid"].size),
+            functools.partial(_collect, scale=scalars["scale"]),
+            whole,
+        )
+        return (_finish(row_stats), _finish(column_stats)), whole
 
-    if layout == "gather" or count == 1:
-        return block(jax.lax.all_gather(text_bxD, axes, tiled=True) if axes else text_bxD, 0)
+    rows = {**rows, "embedding": image_RxD}
+    columns = {**columns, "embedding": text_CxD}
+    split, everywhere = PartitionSpec(spread.axes), PartitionSpec()
+    statistics, whole = _on_shards(
+        shard, spread, (split, split, everywhere), ((split, split), everywhere)
+    )(rows, columns, scalars)
+    return statistics, (rows, columns, scalars, statistics, whole)
 
-    def hop(text: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
-        result = block(text, (me - k) % count * b)
-        return jax.lax.ppermute(text, axes, [(i, (i + 1) % count) for i in range(count)]), result
 
-    _, (rows, columns) = jax.lax.scan(hop, text_bxD, jnp.arange(count))
-    hop_of_block = (me - jnp.arange(count)) % count
-    return (
-        jax.tree.map(lambda x: x.reshape(-1, b), rows),
-        jax.tree.map(lambda x: x[hop_of_block].reshape(-1), columns),
+def _backward(kernel: Kernel, spread: Spread, kept: Any, gradient: Any) -> tuple[Any, ...]:
+    product = functools.partial(
+        jax.lax.dot_general, precision=spread.precision, preferred_element_type=jnp.float32
     )
+
+    def shard(rows: Any, columns: Any, scalars: Scalars, whole: Any) -> tuple[jax.Array, jax.Array]:
+        def visit(
+            row: Any, column: Any, image_rxD: jax.Array, text_cxD: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            slope_rxc = kernel.slope(_pairs(row, column, scalars, spread))
+            of_image_rxD = product(slope_rxc, column["embedding"], (((1,), (0,)), ((), ())))
+            of_text_cxD = product(slope_rxc, row["embedding"], (((0,), (0,)), ((), ())))
+            return image_rxD + of_image_rxD, text_cxD + of_text_cxD
+
+        return visit_all(
+            visit,
+            spread,
+            rows,
+            {k: v for k, v in columns.items() if k not in whole},
+            jnp.zeros_like(rows["embedding"]),
+            jnp.zeros_like(columns["embedding"]),
+            add_up,
+            whole,
+        )
+
+    rows, columns, scalars, statistics, whole = kept
+    of_rows, of_columns = (
+        kernel.scalar_slopes(*side) for side in zip(statistics, gradient, strict=True)
+    )
+    rows = {**rows, "statistics": statistics[0], "gradient": gradient[0]}
+    columns = {**columns, "statistics": statistics[1], "gradient": gradient[1]}
+    split, everywhere = PartitionSpec(spread.axes), PartitionSpec()
+    image_RxD, text_CxD = _on_shards(
+        shard, spread, (split, split, everywhere, everywhere), (split, split)
+    )(rows, columns, scalars, whole)
+    return image_RxD, text_CxD, {k: of_rows[k] + of_columns[k] for k in scalars}, None, None
+
+
+pair_statistics.defvjp(_forward, _backward)
+
+
+def _on_shards(function: Any, spread: Spread, in_specs: Any, out_specs: Any) -> Any:
+    """`function` on every device with its share; as it is where there is one device."""
+    if not spread.axes:
+        return function
+    # Both passes are written out, so nothing is differentiated through the map and no replication need be tracked.
+    return jax.shard_map(
+        function, mesh=spread.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def _pairs(row: Any, column: Any, scalars: Scalars, spread: Spread) -> Pairs:
+    similarity_rxc = jax.lax.dot_general(
+        row["embedding"],
+        column["embedding"],
+        (((1,), (1,)), ((), ())),
+        precision=spread.precision,
+        preferred_element_type=jnp.float32,
+    )
+    valid_rxc = row["valid"][:, None] & column["valid"]
+    return Pairs(similarity_rxc, valid_rxc, row, column, scalars)
+
+
+_MAXIMA = ("top", "best", "rival")
+
+
+def _merge(a: Statistics, b: Statistics, scale: jax.Array) -> Statistics:
+    """The statistics of the pairs of both."""
+    maxima = {name: jnp.maximum(a[name], b[name]) for name in _MAXIMA if name in a}
+    a, b = (_below(s, maxima.get("top"), scale) for s in (a, b))
+    return maxima | {name: a[name] + b[name] for name in a if name not in maxima}
+
+
+def _below(statistics: Statistics, top: jax.Array | None, scale: jax.Array) -> Statistics:
+    """The same pairs' statistics with `mass` and `drift` relative to a higher top."""
+    if top is None:
+        return statistics
+    fall = jnp.maximum(statistics["top"] - top, LOWEST)  # LOWEST twice would be infinite
+    shrink = jnp.exp(scale * fall)
+    return statistics | {
+        "mass": shrink * statistics["mass"],
+        "drift": shrink * (statistics["drift"] + statistics["mass"] * fall),
+    }
+
+
+def _collect(statistics: Statistics, axes: tuple[str, ...], scale: jax.Array) -> Statistics:
+    """Statistics [C] of this device's rows only -> of all rows, [c] of this device's columns."""
+    size = next(iter(statistics.values())).size // jax.lax.axis_size(axes)
+    first = jax.lax.axis_index(axes) * size
+    maxima = {name: jax.lax.pmax(statistics[name], axes) for name in _MAXIMA if name in statistics}
+    statistics = _below(statistics, maxima.get("top"), scale)
+    sums = add_up({k: v for k, v in statistics.items() if k not in maxima}, axes)
+    return sums | {k: jax.lax.dynamic_slice_in_dim(v, first, size) for k, v in maxima.items()}
+
+
+def _finish(statistics: Statistics) -> Statistics:
+    """`mass` becomes its logarithm and `drift` a mean; without any pair -inf and 0, and `top` is 0."""
+    if "mass" not in statistics:
+        return statistics
+    done = dict(statistics)
+    mass = done.pop("mass")
+    some = mass > 0
+    return done | {
+        "log_mass": jnp.log(mass),
+        "drift": done["drift"] / jnp.where(some, mass, 1.0),
+        "top": jnp.where(some, done["top"], 0.0),
+    }

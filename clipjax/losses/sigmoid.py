@@ -1,13 +1,78 @@
 """Sigmoid contrastive loss: Zhai et al. 2023 (SigLIP), equation 1 and algorithm 1."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipjax.errors import UserError
-from clipjax.losses.pairs import check_inputs, logits, on_shards, scan_tiles, shard_axes
+from clipjax.losses import inputs
+from clipjax.losses.pairs import Pairs, Statistics, make_spread, pair_statistics
+from clipjax.losses.targets import SameId, Targets, diagonal
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sigmoid:
+    """Sums of the binary cross-entropies along rows and columns.
+
+    Attributes:
+      targets: of a tile, see `Targets.tile`; the row direction's are used.
+      smoothing: label smoothing.
+    """
+
+    targets: Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+    smoothing: float
+
+    def empty(self, count: int) -> Statistics:
+        names = ("loss", "scale_slope", "bias_slope", "pull", "all", "weight", "count")
+        return {name: jnp.zeros(count) for name in names}
+
+    def measure(self, pairs: Pairs) -> tuple[Statistics, Statistics]:
+        positive_rxc, _ = self.targets(pairs.rows, pairs.columns)
+        target_rxc, logits_rxc = self._smoothed(positive_rxc), self._logits(pairs)
+        slope_rxc = self._slope(target_rxc, logits_rxc)
+        # Each of the two terms by itself: softplus(x) - target * x would lose a small loss in large logits.
+        unlike_rxc = (1.0 - target_rxc) * jax.nn.softplus(logits_rxc)
+        terms = {
+            "loss": target_rxc * jax.nn.softplus(-logits_rxc) + unlike_rxc,
+            "scale_slope": slope_rxc * pairs.similarity_rxc,
+            "bias_slope": slope_rxc,
+            "pull": positive_rxc * logits_rxc,
+            "all": logits_rxc,
+            "weight": positive_rxc,
+            "count": jnp.ones_like(logits_rxc),
+        }
+        rows, columns = (
+            {k: jnp.sum(v, axis, where=pairs.valid_rxc) for k, v in terms.items()}
+            for axis in (1, 0)
+        )
+        return rows, columns
+
+    def slope(self, pairs: Pairs) -> jax.Array:
+        positive_rxc, _ = self.targets(pairs.rows, pairs.columns)
+        slope_rxc = self._slope(self._smoothed(positive_rxc), self._logits(pairs))
+        weight_rxc = pairs.rows["gradient"]["loss"][:, None] + pairs.columns["gradient"]["loss"]
+        return jnp.where(pairs.valid_rxc, pairs.scalars["scale"] * weight_rxc * slope_rxc, 0.0)
+
+    def scalar_slopes(self, statistics: Statistics, gradient: Statistics) -> dict[str, jax.Array]:
+        return {
+            name: jnp.sum(gradient["loss"] * statistics[f"{name}_slope"])
+            for name in ("scale", "bias")
+        }
+
+    def _smoothed(self, target_rxc: jax.Array) -> jax.Array:
+        return (1.0 - self.smoothing) * target_rxc + 0.5 * self.smoothing
+
+    def _logits(self, pairs: Pairs) -> jax.Array:
+        return pairs.scalars["scale"] * pairs.similarity_rxc + pairs.scalars["bias"]
+
+    def _slope(self, target_rxc: jax.Array, logits_rxc: jax.Array) -> jax.Array:
+        """Derivative of the loss by the logit."""
+        unlike_rxc = (1.0 - target_rxc) * jax.nn.sigmoid(logits_rxc)
+        return unlike_rxc - target_rxc * jax.nn.sigmoid(-logits_rxc)
 
 
 def sigmoid_contrastive(
@@ -19,57 +84,70 @@ def sigmoid_contrastive(
     mesh: Mesh | None = None,
     layout: str = "gather",
     block_size: int | None = None,
+    targets: Targets | None = None,
+    label_smoothing: float = 0.0,
+    image_mask: jax.Array | None = None,
+    text_mask: jax.Array | None = None,
+    image_weight: jax.Array | None = None,
+    text_weight: jax.Array | None = None,
+    precision: str = "highest",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Every pair of the global batch is a binary decision: -1/B sum_ij log sigmoid(z_ij (t x_i . y_j + b)).
 
-    z is +1 for the matching pair and -1 for all others. Value and gradients do not depend on the mesh, the layout
-    or the block size. Cost on each of N devices: 8 b B D FLOPs with the backward pass (b = B / N), b x block_size
-    logits at a time, 2 B D words moved ("gather") or 3 B D ("ring").
+    z is +1 for matching pairs and -1 for all others. Value and gradients do not depend on the mesh, the layout or the
+    block size. Cost on each of N devices, with b = B / N rows: 2 b B D FLOPs, and 6 b B D for the gradients; memory and
+    words moved as for `softmax_contrastive`.
 
     Args:
-      image_BxD: L2-normalised, rows may be split over the `data` and `fsdp` axes of `mesh`.
-      text_BxD: likewise; row i belongs to image i.
+      image_BxD: L2-normalised; rows may be split over the `data` and `fsdp` axes of `mesh`.
+      text_BxD: likewise. With `targets` there may be another number of texts, [C, D].
       logit_scale: the scale t itself, not its logarithm.
       logit_bias: the bias b.
       mesh: the mesh over which the batch is split; None for one device.
-      layout: "gather" or "ring", see clipjax/losses/pairs.py.
-      block_size: texts of one tile, default all that a device holds at once; need not divide B.
+      layout: "gather" or "ring", see clipjax/losses/tiles.py.
+      block_size: most columns of one tile, default 1024 (of at most half as many rows); need not divide B.
+      targets: the probability that a pair matches, see clipjax/losses/targets.py; default: row i and column i.
+      label_smoothing: targets t become (1 - e) t + e / 2.
+      image_mask, text_mask: bool [B], [C]; pairs of a row (column) with False are left out.
+      image_weight, text_weight: float [B], [C]; a pair counts with the mean of the two.
+      precision: of the products, "highest" (float32), "high" or "default" (what the hardware does fastest).
 
     Returns:
-      float32 scalar and metrics: `positive_logit` (mean over matching pairs) and `negative_logit` (over the others;
-      absent where B is 1).
+      float32 scalar, divided by the number of images that are not masked, and metrics: `positive_logit` (mean over
+      matching pairs) and `negative_logit` (over the others; not a number where there are none).
 
     Raises:
       UserError: shapes that differ, a batch that does not divide over the mesh, an unknown layout.
     """
-    check_inputs(image_BxD, text_BxD, layout, block_size)
-    axes = shard_axes(mesh)
-    batch = image_BxD.shape[0]
-
-    def shard(
-        image_bxD: jax.Array, text_bxD: jax.Array, scale: jax.Array, bias: jax.Array
-    ) -> tuple[jax.Array, ...]:
-        def tile(image_bxD, text_cxD, mine_bxc, exists_c):
-            logits_bxc = logits(image_bxD, text_cxD, scale) + bias
-            losses_bxc = jax.nn.softplus(jnp.where(mine_bxc, -logits_bxc, logits_bxc))
-            rows = {
-                "loss": jnp.sum(losses_bxc, axis=1, where=exists_c),
-                "logit": jax.lax.stop_gradient(jnp.sum(logits_bxc, axis=1, where=exists_c)),
-            }
-            return rows, {}
-
-        rows, _ = scan_tiles(tile, image_bxD, text_bxD, axes, layout, block_size)
-        own = scale * jnp.sum(image_bxD * text_bxD, axis=1) + bias
-        sums = (jnp.sum(rows["loss"]), jnp.sum(own), jnp.sum(rows["logit"]))
-        return tuple(jax.lax.psum(s, axes) if axes else s for s in sums)
-
-    scalars = (jnp.asarray(logit_scale, jnp.float32), jnp.asarray(logit_bias, jnp.float32))
-    inputs = (image_BxD.astype(jnp.float32), text_BxD.astype(jnp.float32))
-    loss, own, every = on_shards(shard, mesh, batch, arrays=2)(*inputs, *scalars)
-    metrics = {"positive_logit": own / batch}
-    if batch > 1:
-        metrics["negative_logit"] = (every - own) / (batch * (batch - 1))
-    return loss / batch, metrics
+    image_BxD, text_BxD = (jnp.asarray(x, jnp.float32) for x in (image_BxD, text_BxD))
+    inputs.check(image_BxD, text_BxD, targets, label_smoothing)
+    spread = make_spread(mesh, layout, block_size, precision, len(image_BxD), len(text_BxD))
+    if targets is None:
+        targets = diagonal(len(image_BxD))
+    image_valid = inputs.mask(image_mask, image_BxD, "image_mask")
+    rows, columns = pair_statistics(
+        _Sigmoid(targets.tile, label_smoothing),
+        spread,
+        image_BxD,
+        text_BxD,
+        {
+            "scale": jnp.asarray(logit_scale, jnp.float32),
+            "bias": jnp.asarray(logit_bias, jnp.float32),
+        },
+        {**targets.rows(), "valid": image_valid},
+        {**targets.columns(), "valid": inputs.mask(text_mask, text_BxD, "text_mask")},
+    )
+    total = 0.5 * (
+        jnp.sum(rows["loss"] * inputs.weight(image_weight, image_BxD, "image_weight"))
+        + jnp.sum(columns["loss"] * inputs.weight(text_weight, text_BxD, "text_weight"))
+    )
+    sums = {k: jax.lax.stop_gradient(jnp.sum(v)) for k, v in rows.items()}
+    positive, every = sums["weight"], sums["count"]
+    metrics = {
+        "positive_logit": sums["pull"] / positive,
+        "negative_logit": (sums["all"] - sums["pull"]) / (every - positive),
+    }
+    return total / jnp.maximum(jnp.sum(image_valid), 1), metrics
 
 
 def sigmoid(
@@ -79,19 +157,28 @@ def sigmoid(
     mesh: Mesh | None = None,
     layout: str = "gather",
     block_size: int | None = None,
+    label_smoothing: float = 0.0,
+    precision: str = "highest",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`sigmoid_contrastive` as an entry of a config's losses."""
+    """`sigmoid_contrastive` as an entry of a config's losses. K captions an image are K matches of it."""
     del batch
     if "logit_bias" not in outputs:
         raise UserError(
             "The sigmoid loss needs a logit bias; set config.model.init_bias (SigLIP: -10)."
         )
+    text, targets = outputs["text_embedding"], None
+    if text.ndim == 3:
+        text, *numbers = inputs.captions(text)
+        targets = SameId(*numbers)
     return sigmoid_contrastive(
         outputs["image_embedding"],
-        outputs["text_embedding"],
+        text,
         outputs["logit_scale"],
         outputs["logit_bias"],
         mesh=mesh,
         layout=layout,
         block_size=block_size,
+        targets=targets,
+        label_smoothing=label_smoothing,
+        precision=precision,
     )

@@ -1,12 +1,102 @@
 """Softmax contrastive loss (InfoNCE): Radford et al. 2021, figure 3."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from clipjax.losses.pairs import check_inputs, logits, on_shards, scan_tiles, shard_axes
+from clipjax.losses import inputs
+from clipjax.losses.pairs import LOWEST, Pairs, Statistics, make_spread, pair_statistics
+from clipjax.losses.targets import SameId, Targets, Teacher, diagonal
+
+
+@dataclasses.dataclass(frozen=True)
+class _Softmax:
+    """Log-sums of the logits along rows and columns, and the targets' mean similarity.
+
+    Attributes:
+      targets: of a tile, see `Targets.tile`; None if there are none.
+      apart: leaves positives out of the log-sums. With one positive a row its loss is then softplus(log-sum of the
+        rivals - own logit), exact even where the loss is far smaller than the logits.
+      smooth: also sum over all pairs, for label smoothing.
+      hits: also find the best positive and the best rival.
+    """
+
+    targets: Callable[[Any, Any], tuple[jax.Array, jax.Array]] | None
+    apart: bool = False
+    smooth: bool = False
+    hits: bool = False
+
+    def empty(self, count: int) -> Statistics:
+        names = ["mass", "drift"]
+        names += ["pull", "weight"] if self.targets else []
+        names += ["all", "count"] if self.smooth else []
+        maxima = ["top", *(["best", "rival"] if self.hits else [])]
+        return {n: jnp.zeros(count) for n in names} | {n: jnp.full(count, LOWEST) for n in maxima}
+
+    def measure(self, pairs: Pairs) -> tuple[Statistics, Statistics]:
+        of_rows, of_columns = self._targets(pairs)
+        return self._measure(pairs, of_rows, 1), self._measure(pairs, of_columns, 0)
+
+    def _measure(self, pairs: Pairs, target_rxc: jax.Array | None, axis: int) -> Statistics:
+        similarity_rxc, valid_rxc = pairs.similarity_rxc, pairs.valid_rxc
+        summed_rxc = self._summed(valid_rxc, target_rxc)
+        top = jnp.max(similarity_rxc, axis, initial=LOWEST, where=summed_rxc)
+        # The difference before the scale: logits near 100 would round to 8e-6.
+        below_rxc = similarity_rxc - jnp.expand_dims(top, axis)
+        power_rxc = jnp.exp(pairs.scalars["scale"] * below_rxc)
+        found = {
+            "top": top,
+            "mass": jnp.sum(power_rxc, axis, where=summed_rxc),
+            "drift": jnp.sum(power_rxc * below_rxc, axis, where=summed_rxc),
+        }
+        if target_rxc is not None:
+            found["pull"] = jnp.sum(target_rxc * similarity_rxc, axis, where=valid_rxc)
+            found["weight"] = jnp.sum(target_rxc, axis, where=valid_rxc)
+        if self.smooth:
+            found["all"] = jnp.sum(similarity_rxc, axis, where=valid_rxc)
+            found["count"] = jnp.sum(valid_rxc, axis, dtype=jnp.float32)
+        if self.hits:
+            positive_rxc = target_rxc > 0
+            for name, where_rxc in (("best", positive_rxc), ("rival", ~positive_rxc)):
+                found[name] = jnp.max(
+                    similarity_rxc, axis, initial=LOWEST, where=valid_rxc & where_rxc
+                )
+        return found
+
+    def slope(self, pairs: Pairs) -> jax.Array:
+        sides = zip((pairs.rows, pairs.columns), self._targets(pairs), (1, 0), strict=True)
+        return sum(self._slope(pairs, *side) for side in sides)
+
+    def _slope(
+        self, pairs: Pairs, side: Mapping[str, Any], target_rxc: jax.Array | None, axis: int
+    ) -> jax.Array:
+        scale = pairs.scalars["scale"]
+        final, gradient = (
+            {k: jnp.expand_dims(v, axis) for k, v in side[name].items()}
+            for name in ("statistics", "gradient")
+        )
+        share_rxc = jnp.exp(scale * (pairs.similarity_rxc - final["top"]) - final["log_mass"])
+        push_rxc = scale * gradient["log_mass"] * share_rxc
+        slope_rxc = jnp.where(self._summed(pairs.valid_rxc, target_rxc), push_rxc, 0.0)
+        if target_rxc is not None:
+            slope_rxc += jnp.where(pairs.valid_rxc, gradient["pull"] * target_rxc, 0.0)
+        if self.smooth:
+            slope_rxc += jnp.where(pairs.valid_rxc, gradient["all"], 0.0)
+        return slope_rxc
+
+    def scalar_slopes(self, statistics: Statistics, gradient: Statistics) -> dict[str, jax.Array]:
+        # d log_mass / d scale is the mean of s - top: the mean of s alone would cancel against the own similarity.
+        return {"scale": jnp.sum(gradient["log_mass"] * statistics["drift"])}
+
+    def _targets(self, pairs: Pairs) -> tuple[jax.Array | None, jax.Array | None]:
+        return self.targets(pairs.rows, pairs.columns) if self.targets else (None, None)
+
+    def _summed(self, valid_rxc: jax.Array, target_rxc: jax.Array | None) -> jax.Array:
+        return valid_rxc & (target_rxc == 0) if self.apart else valid_rxc
 
 
 def softmax_contrastive(
@@ -17,71 +107,139 @@ def softmax_contrastive(
     mesh: Mesh | None = None,
     layout: str = "gather",
     block_size: int | None = None,
+    targets: Targets | None = None,
+    label_smoothing: float = 0.0,
+    image_mask: jax.Array | None = None,
+    text_mask: jax.Array | None = None,
+    image_weight: jax.Array | None = None,
+    text_weight: jax.Array | None = None,
+    precision: str = "highest",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean of the image-to-text and the text-to-image cross-entropy over the whole (global) batch.
 
-    With S = logit_scale * image @ text.T, the loss is mean_i [ (lse_j S_ij + lse_j S_ji) / 2 - S_ii ]. Value and
-    gradients do not depend on the mesh, the layout or the block size.
+    With S = logit_scale * image @ text.T and targets q that sum to 1 along each row (p along each column), the loss is
+    mean_i [lse_j S_ij - sum_j q_ij S_ij] / 2 + mean_j [lse_i S_ij - sum_i p_ij S_ij] / 2. Without `targets` q and p are
+    one-hot: row i belongs to column i. Value and gradients do not depend on the mesh, the layout or the block size.
 
-    Cost on each of N devices, with b = B / N rows: 12 b B D FLOPs with the backward pass (each tile's logits are
-    computed twice), b x block_size logits at a time, 2 B D words moved ("gather"; it holds all texts, B x D) or
-    3 B D ("ring").
+    Cost on each of N devices, with b = B / N rows: 2 b B D FLOPs, and 6 b B D for the gradients. Memory beside inputs
+    and gradients: a few tiles of `block_size` / 2 x `block_size` words, and 2 B D words ("gather": all texts and their
+    gradient) or 4 b D ("ring": two blocks on the move and their gradients). Words moved: 2 B D ("gather") or 3 B D.
 
     Args:
-      image_BxD: L2-normalised, rows may be split over the `data` and `fsdp` axes of `mesh`.
-      text_BxD: likewise; row i belongs to image i.
-      logit_scale: the scale itself, not its logarithm.
+      image_BxD: L2-normalised; rows may be split over the `data` and `fsdp` axes of `mesh`.
+      text_BxD: likewise. With `targets` there may be another number of texts, [C, D].
+      logit_scale: the scale itself, not its logarithm; positive.
       mesh: the mesh over which the batch is split; None for one device.
-      layout: "gather" or "ring", see clipjax/losses/pairs.py.
-      block_size: texts of one tile, default all that a device holds at once; need not divide B.
+      layout: "gather" or "ring", see clipjax/losses/tiles.py.
+      block_size: most columns of one tile, default 1024 (of at most half as many rows); need not divide B.
+      targets: which pairs are positive, and how much; see clipjax/losses/targets.py. Constants. A row (or column)
+        without any positive adds nothing.
+      label_smoothing: this share of each row's target is spread evenly over all its pairs.
+      image_mask, text_mask: bool [B], [C]; where False the row (column) is left out, as a negative of others too.
+      image_weight, text_weight: float [B], [C]: factors of the cross-entropy of each row (image to text) and each
+        column (text to image). They do not change what the sums are divided by: the number of rows (columns) that
+        are not masked and have a positive.
+      precision: of the products, "highest" (float32), "high" or "default" (what the hardware does fastest).
 
     Returns:
-      float32 scalar and metrics: `image_to_text_accuracy` and `text_to_image_accuracy` within the batch.
+      float32 scalar and metrics: `image_to_text_accuracy` and `text_to_image_accuracy` within the batch, how often the
+      best positive beats all negatives (not for soft targets).
 
     Raises:
       UserError: shapes that differ, a batch that does not divide over the mesh, an unknown layout.
     """
-    check_inputs(image_BxD, text_BxD, layout, block_size)
-    axes = shard_axes(mesh)
-    batch = image_BxD.shape[0]
-
-    def shard(image_bxD: jax.Array, text_bxD: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
-        def tile(image_bxD, text_cxD, mine_bxc, exists_c):
-            logits_bxc = logits(image_bxD, text_cxD, scale)
-            seen_bxc = jnp.where(exists_c, logits_bxc, -jnp.inf)
-            rivals_bxc = jax.lax.stop_gradient(jnp.where(mine_bxc, -jnp.inf, seen_bxc))
-            rows = {"lse": jax.nn.logsumexp(seen_bxc, axis=1), "rival": rivals_bxc.max(axis=1)}
-            columns = {"lse": jax.nn.logsumexp(logits_bxc, axis=0), "rival": rivals_bxc.max(axis=0)}
-            return rows, columns
-
-        rows, columns = scan_tiles(tile, image_bxD, text_bxD, axes, layout, block_size)
-        own_b = scale * jnp.sum(image_bxD * text_bxD, axis=1)
-        row_lse_b = jax.nn.logsumexp(rows["lse"], axis=0)
-        column_lse_B = _logsumexp_over(columns["lse"], axes)
-        rival_B = jax.lax.pmax(columns["rival"], axes) if axes else columns["rival"]
-        first = jax.lax.axis_index(axes) * own_b.size if axes else 0
-        rival_b = jax.lax.dynamic_slice_in_dim(rival_B, first, own_b.size)
-        # Each device adds its rows, and its share of the columns, exactly once.
-        column_lse_b = jax.lax.dynamic_slice_in_dim(column_lse_B, first, own_b.size)
-        sums = (
-            jnp.sum(0.5 * (row_lse_b + column_lse_b) - own_b),
-            jnp.sum(own_b > rows["rival"].max(axis=0), dtype=jnp.float32),
-            jnp.sum(own_b > rival_b, dtype=jnp.float32),
-        )
-        return tuple((jax.lax.psum(s, axes) if axes else s) / batch for s in sums)
-
+    image_BxD, text_BxD = (jnp.asarray(x, jnp.float32) for x in (image_BxD, text_BxD))
+    inputs.check(image_BxD, text_BxD, targets, label_smoothing)
+    spread = make_spread(mesh, layout, block_size, precision, len(image_BxD), len(text_BxD))
+    alone = targets is None and not label_smoothing
+    if targets is None:
+        targets = diagonal(len(image_BxD))
+    kernel = _Softmax(
+        targets.tile,
+        apart=alone,
+        smooth=label_smoothing > 0,
+        hits=targets.hard and not alone,
+    )
     scale = jnp.asarray(logit_scale, jnp.float32)
-    inputs = (image_BxD.astype(jnp.float32), text_BxD.astype(jnp.float32))
-    loss, image_to_text, text_to_image = on_shards(shard, mesh, batch, arrays=2)(*inputs, scale)
-    return loss, {"image_to_text_accuracy": image_to_text, "text_to_image_accuracy": text_to_image}
+    sides = pair_statistics(
+        kernel,
+        spread,
+        image_BxD,
+        text_BxD,
+        {"scale": scale},
+        {**targets.rows(), "valid": inputs.mask(image_mask, image_BxD, "image_mask")},
+        {**targets.columns(), "valid": inputs.mask(text_mask, text_BxD, "text_mask")},
+    )
+    weights = (
+        inputs.weight(image_weight, image_BxD, "image_weight"),
+        inputs.weight(text_weight, text_BxD, "text_weight"),
+    )
+    means, metrics = [], {}
+    for found, weight, name in zip(
+        sides, weights, ("image_to_text_accuracy", "text_to_image_accuracy"), strict=True
+    ):
+        counts = found["weight"] > 0
+        own = found["pull"] / jnp.where(counts, found["weight"], 1.0)
+        if label_smoothing:
+            own = (1.0 - label_smoothing) * own + label_smoothing * found["all"] / jnp.maximum(
+                found["count"], 1.0
+            )
+        above = scale * (jax.lax.stop_gradient(found["top"]) - own) + found["log_mass"]
+        loss = jnp.where(counts, jax.nn.softplus(above) if alone else above, 0.0) * weight
+        number = jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0)
+        means.append(jnp.sum(loss) / number)
+        if targets.hard:
+            best, rival = (
+                (found["pull"], found["top"]) if alone else (found["best"], found["rival"])
+            )
+            hit = (best > rival) | jnp.isneginf(found["log_mass"])  # or there is no rival
+            metrics[name] = jnp.sum(hit & counts, dtype=jnp.float32) / number
+    return 0.5 * (means[0] + means[1]), metrics
 
 
-def _logsumexp_over(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Elementwise log-sum-exp over devices. The maximum only shifts, so it needs no gradient."""
-    if not axes:
-        return x
-    top = jax.lax.pmax(jax.lax.stop_gradient(x), axes)
-    return top + jnp.log(jax.lax.psum(jnp.exp(x - top), axes))
+def teacher_targets(
+    image_RxK: jax.Array,
+    text_CxK: jax.Array,
+    logit_scale: jax.Array | float,
+    *,
+    own_share: jax.Array | float = 0.0,
+    mesh: Mesh | None = None,
+    layout: str = "gather",
+    block_size: int | None = None,
+) -> Teacher:
+    """Soft targets from a teacher's embeddings, for `softmax_contrastive(..., targets=...)` with R = C.
+
+    Costs 2 b B K FLOPs here and 4 b B K in the loss (the teacher's logits are formed again with each tile), and no
+    B x B words. No gradient flows through it.
+
+    Args:
+      image_RxK: the teacher's image embeddings, of any width K.
+      text_CxK: its text embeddings.
+      logit_scale: its scale; positive.
+      own_share: share of the one-hot target, a number or one for each row.
+      mesh: as for the loss.
+      layout: as for the loss.
+      block_size: as for the loss.
+    """
+    inputs.check(image_RxK, text_CxK, None, 0.0)
+    image_RxK, text_CxK = (
+        jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (image_RxK, text_CxK)
+    )
+    spread = make_spread(mesh, layout, block_size, "highest", len(image_RxK), len(text_CxK))
+    scale = jnp.asarray(logit_scale, jnp.float32)
+    sides = pair_statistics(
+        _Softmax(None),
+        spread,
+        image_RxK,
+        text_CxK,
+        {"scale": scale},
+        {"valid": inputs.mask(None, image_RxK, "")},
+        {"valid": inputs.mask(None, text_CxK, "")},
+    )
+    row_lse, column_lse = (scale * found["top"] + found["log_mass"] for found in sides)
+    share_R = jnp.broadcast_to(jnp.asarray(own_share, jnp.float32), row_lse.shape)
+    constants = (scale * image_RxK, text_CxK, row_lse, column_lse, share_R)
+    return Teacher(*jax.lax.stop_gradient(constants))
 
 
 def softmax(
@@ -91,14 +249,23 @@ def softmax(
     mesh: Mesh | None = None,
     layout: str = "gather",
     block_size: int | None = None,
+    label_smoothing: float = 0.0,
+    precision: str = "highest",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`softmax_contrastive` as an entry of a config's losses."""
+    """`softmax_contrastive` as an entry of a config's losses. K captions an image are K positives of it."""
     del batch
+    text, targets = outputs["text_embedding"], None
+    if text.ndim == 3:
+        text, *numbers = inputs.captions(text)
+        targets = SameId(*numbers)
     return softmax_contrastive(
         outputs["image_embedding"],
-        outputs["text_embedding"],
+        text,
         outputs["logit_scale"],
         mesh=mesh,
         layout=layout,
         block_size=block_size,
+        targets=targets,
+        label_smoothing=label_smoothing,
+        precision=precision,
     )

@@ -1,90 +1,75 @@
-"""Both contrastive losses against a float64 oracle written as plain loops over pairs' matrices."""
+"""Both contrastive losses against a float64 oracle that forms the whole matrices."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 
 from clipjax.errors import UserError
 from clipjax.losses import sigmoid_contrastive, softmax_contrastive
-from clipjax.losses.pairs import LAYOUTS
+from clipjax.losses.softmax import softmax, teacher_targets
+from clipjax.losses.targets import Dense, SameId
+from clipjax.losses.tiles import LAYOUTS
 from clipjax.mesh import batch_sharding, make_mesh
 
 B, D = 24, 12
+LOSSES = ("softmax", "sigmoid")
+SCALES = [(1.0, 2e-6), (14.3, 2e-6), (100.0, 2e-5)]
 
 
-def inputs(seed=0, duplicates=True):
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def embeddings(seed=0, texts=B, noise=None):
+    """Random pairs with duplicates among them; with `noise`, texts near their images, as after training."""
     rng = np.random.default_rng(seed)
-    image, text = (rng.normal(size=(B, D)).astype(np.float32) for _ in range(2))
-    if duplicates:
+    image = rng.normal(size=(B, D))
+    text = rng.normal(size=(texts, D)) if noise is None else image + noise * rng.normal(size=(B, D))
+    if noise is None:
         image[3], text[5], text[7] = image[2], text[4], text[4]
-    return tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    return unit(image).astype(np.float32), unit(text).astype(np.float32)
 
 
-def softmax_oracle(image, text, scale, bias=None):
-    """Value and gradients from the textbook formulas, dS = (P_row + P_col - 2 I) / 2B; scalars' as terms to sum."""
-    image, text, scale = (np.asarray(x, np.float64) for x in (image, text, scale))
-    similarity = image @ text.T
-    logits = scale * similarity
-    rows = np.exp(logits - logits.max(1, keepdims=True))
-    rows /= rows.sum(1, keepdims=True)
-    columns = np.exp(logits - logits.max(0, keepdims=True))
-    columns /= columns.sum(0, keepdims=True)
-    value = -(np.log(np.diag(rows)).mean() + np.log(np.diag(columns)).mean()) / 2
-    d = (rows + columns - 2 * np.eye(len(image))) / (2 * len(image))
-    return value, (scale * d @ text, scale * d.T @ image, d * similarity)
-
-
-def sigmoid_oracle(image, text, scale, bias):
-    image, text, scale, bias = (np.asarray(x, np.float64) for x in (image, text, scale, bias))
-    similarity = image @ text.T
-    sign = 2 * np.eye(len(image)) - 1
-    margin = sign * (scale * similarity + bias)
-    value = np.logaddexp(0, -margin).sum() / len(image)
-    d = -sign / (1 + np.exp(margin)) / len(image)
-    return value, (scale * d @ text, scale * d.T @ image, d * similarity, d)
-
-
-LOSSES = {
-    "softmax": (
-        lambda i, t, s, b, **k: softmax_contrastive(i, t, s, **k),
-        softmax_oracle,
-        (0, 1, 2),
-    ),
-    "sigmoid": (sigmoid_contrastive, sigmoid_oracle, (0, 1, 2, 3)),
-}
-
-
-def relative(got, want):
-    return np.linalg.norm(np.asarray(got, np.float64) - want) / max(np.linalg.norm(want), 1e-30)
-
-
-def check(name, scale, bias, tolerance, mesh=None, **settings):
-    loss, oracle, wrt = LOSSES[name]
-    image, text = inputs()
-    args = [jnp.asarray(image), jnp.asarray(text), jnp.float32(scale), jnp.float32(bias)]
-    if mesh is not None:
-        args[:2] = jax.device_put(args[:2], batch_sharding(mesh))
-    function = jax.jit(
-        jax.value_and_grad(lambda *a: loss(*a, mesh=mesh, **settings)[0], argnums=wrt)
+def check(
+    name,
+    image,
+    text,
+    *,
+    mesh=None,
+    expected=None,
+    scales=SCALES[1:2],
+    bias=-3.0,
+    wanted=None,
+    **given,
+):
+    """Value and every gradient, each by itself, against the oracle at several scales."""
+    loss = functools.partial(
+        {"softmax": softmax_contrastive, "sigmoid": sigmoid_contrastive}[name], mesh=mesh, **given
     )
-    value, grads = function(*args)
-    want_value, want_grads = oracle(image, text, scale, bias)
-    assert relative(value, want_value) < tolerance
-    for got, want in zip(grads[:2], want_grads[:2], strict=True):
-        assert relative(got, want) < tolerance
-    # The gradient of a scalar is a sum over all pairs that may cancel: its error is measured against its terms.
-    for got, terms in zip(grads[2:], want_grads[2:], strict=True):
-        assert abs(float(got) - terms.sum()) < tolerance * np.abs(terms).sum()
+    args = [jnp.asarray(image), jnp.asarray(text)]
+    if mesh is not None:
+        args = jax.device_put(args, batch_sharding(mesh))
+    names = ("image", "text", "scale", "bias")[: 4 if name == "sigmoid" else 3]
+    function = jax.value_and_grad(lambda *a: loss(*a)[0], argnums=tuple(range(len(names))))
+    function = jax.jit(function)
+    for scale, tolerance in scales:
+        case = oracle.case(image, text, scale=scale, bias=bias, **(expected or {}))
+        want_value, want_grads = (wanted or getattr(oracle, name))(case)
+        value, grads = function(*args, *(jnp.float32(x) for x in (scale, bias)[: len(names) - 2]))
+        assert oracle.distance(value, want_value) < tolerance
+        for what, got, want in zip(names, grads, want_grads, strict=True):
+            assert oracle.distance(got, want) < tolerance, (what, scale)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize(("scale", "tolerance"), [(1.0, 2e-6), (14.3, 2e-6), (100.0, 2e-5)])
-@pytest.mark.parametrize("block_size", [None, 1, 7, 24, 100])
-def test_one_device(name, scale, tolerance, block_size):
-    check(name, scale, -3.0, tolerance, block_size=block_size)
+@pytest.mark.parametrize("block_size", [None, 1, 7, 100])
+def test_one_device(name, block_size):
+    check(name, *embeddings(), scales=SCALES, block_size=block_size)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -93,30 +78,181 @@ def test_one_device(name, scale, tolerance, block_size):
 @pytest.mark.parametrize("block_size", [None, 5])
 def test_devices(name, layout, devices, block_size):
     mesh = make_mesh(devices=jax.devices()[:devices])
-    check(name, 14.3, -10.0, 2e-6, mesh=mesh, layout=layout, block_size=block_size)
-    check(name, 100.0, -10.0, 2e-5, mesh=mesh, layout=layout, block_size=block_size)
+    settings = dict(mesh=mesh, layout=layout, block_size=block_size)
+    check(name, *embeddings(), scales=SCALES, bias=-10.0, **settings)
 
 
 @pytest.mark.parametrize(("name", "layout"), list(itertools.product(LOSSES, LAYOUTS)))
 @pytest.mark.parametrize(
-    "sizes", [{"data": 2, "fsdp": 4}, {"data": 2, "tensor": 4}, {"fsdp": 4, "expert": 2}]
+    "sizes",
+    [
+        {"data": 2, "fsdp": 4},
+        {"data": 2, "tensor": 4},
+        {"fsdp": 4, "expert": 2},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"tensor": 8},
+    ],
 )
 def test_meshes(name, layout, sizes):
-    check(name, 14.3, -3.0, 2e-6, mesh=make_mesh(sizes), layout=layout, block_size=4)
+    check(name, *embeddings(), mesh=make_mesh(sizes), layout=layout, block_size=4)
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.1, 0.02])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_well_separated_pairs_keep_their_digits(noise, layout):
+    # At scale 100 the loss is far smaller than the logits (down to e-12), where lse - own would be all rounding.
+    image, text = embeddings(noise=noise)
+    settings = dict(scales=SCALES[2:], wanted=oracle.separated_softmax)
+    check("softmax", image, text, mesh=make_mesh(), layout=layout, **settings)
+
+
+def _ids(rng, texts):
+    """Groups of several, some of which have members on one side only, and pictures without a match."""
+    image_id, text_id = rng.integers(-1, 8, B), rng.integers(0, 9, texts)
+    same = (image_id[:, None] == text_id[None, :]) & (image_id[:, None] >= 0)
+    return SameId(jnp.asarray(image_id), jnp.asarray(text_id)), {"rows": same}
+
+
+def variations():
+    """name -> (texts, settings of the loss, what the oracle is told)."""
+    rng = np.random.default_rng(1)
+    soft = rng.uniform(size=(B, B)) ** 4
+    soft[4], soft[:, 6] = 0.0, 0.0
+    image_mask, text_mask = rng.uniform(size=B) < 0.7, rng.uniform(size=B) < 0.7
+    masks = dict(image_mask=image_mask, text_mask=text_mask)
+    weights = dict(
+        image_weight=rng.uniform(size=B).astype(np.float32),
+        text_weight=rng.uniform(size=B).astype(np.float32),
+    )
+    ids, same = _ids(rng, B)
+    more_ids, more_same = _ids(rng, 3 * B)
+    soft = soft.astype(np.float32)
+    return {
+        "several positives": (B, dict(targets=ids), same),
+        "more texts": (3 * B, dict(targets=more_ids), more_same),
+        "soft": (B, dict(targets=Dense(jnp.asarray(soft))), dict(rows=soft)),
+        "smoothing": (B, dict(label_smoothing=0.1), dict(smoothing=0.1)),
+        "masks": (B, masks, masks),
+        "weights": (B, weights, weights),
+        "everything": (
+            B,
+            dict(targets=ids, label_smoothing=0.2, **masks, **weights),
+            dict(**same, smoothing=0.2, **masks, **weights),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("variation", variations())
+@pytest.mark.parametrize(
+    ("sizes", "layout", "block_size"),
+    [
+        (None, "gather", 7),
+        ({"data": 8}, "gather", 5),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, "ring", 2),
+    ],
+)
+def test_variations(name, variation, sizes, layout, block_size):
+    texts, given, expected = variations()[variation]
+    mesh = None if sizes is None else make_mesh(sizes)
+    where = dict(mesh=mesh, layout=layout, block_size=block_size)
+    check(name, *embeddings(texts=texts), expected=expected, **where, **given)
+
+
+@pytest.mark.parametrize(("sizes", "layout"), [(None, "gather"), ({"fsdp": 8}, "ring")])
+@pytest.mark.parametrize("own_share", [0.0, 0.5])
+def test_teacher(sizes, layout, own_share):
+    image, text = embeddings()
+    mesh = None if sizes is None else make_mesh(sizes)
+    settings = dict(mesh=mesh, layout=layout, block_size=5)
+    rng = np.random.default_rng(2)
+    taught = [unit(rng.normal(size=(B, 7))).astype(np.float32) for _ in range(2)]
+    logits = 20.0 * np.asarray(taught[0], np.float64) @ np.asarray(taught[1], np.float64).T
+    share = lambda axis: np.exp(logits) / np.exp(logits).sum(axis, keepdims=True)  # noqa: E731
+    rows, columns = (own_share * np.eye(B) + (1 - own_share) * share(axis) for axis in (1, 0))
+
+    make = functools.partial(teacher_targets, own_share=own_share, **settings)
+    targets = jax.jit(make)(*taught, 20.0)
+    expected = dict(rows=rows, columns=columns)
+    check("softmax", image, text, expected=expected, targets=targets, **settings)
+
+    # A teacher is a constant, also where it is the model itself.
+    through = (
+        jax.grad(
+            lambda x: softmax_contrastive(image, text, 5.0, targets=make(x, taught[1], 20.0))[0]
+        )(taught[0])
+        if mesh is None
+        else 0.0
+    )
+    assert not np.any(through)
+
+
+def test_captions_are_several_positives():
+    image, text = embeddings(texts=3 * B)
+    outputs = dict(
+        image_embedding=image, text_embedding=text.reshape(B, 3, D), logit_scale=np.float32(9.0)
+    )
+    value, _ = softmax(outputs, {}, block_size=10)
+    same = np.repeat(np.eye(B), 3, axis=1)
+    want, _ = oracle.softmax(oracle.case(image, text, scale=9.0, rows=same))
+    assert oracle.distance(value, want) < 2e-6
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_pair(name):
+    image, text = embeddings()
+    check(name, image[:1], text[:1], bias=-1.0)
+    loss = {"softmax": softmax_contrastive, "sigmoid": sigmoid_contrastive}[name]
+    args = (image[:1], text[:1], 5.0) + ((-1.0,) if name == "sigmoid" else ())
+    assert all(np.isfinite(g).all() for g in jax.grad(lambda *a: loss(*a)[0], (0, 1, 2))(*args))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_left_is_zero(name):
+    image, text = embeddings()
+    loss = {"softmax": softmax_contrastive, "sigmoid": sigmoid_contrastive}[name]
+    more = (-1.0,) if name == "sigmoid" else ()
+
+    def value(image, scale):
+        return loss(image, text, scale, *more, image_mask=np.zeros(B, bool))[0]
+
+    found, grads = jax.value_and_grad(value, (0, 1))(jnp.asarray(image), 5.0)
+    assert float(found) == 0.0
+    assert all(not np.any(g) for g in grads)
+
+
+def test_masked_entries_do_not_matter():
+    image, text = embeddings(noise=0.5)
+    mask = np.arange(B) < 15
+    masked, _ = softmax_contrastive(image, text, 9.0, image_mask=mask, text_mask=mask, block_size=4)
+    alone, _ = softmax_contrastive(image[:15], text[:15], 9.0)
+    assert oracle.distance(masked, alone) < 1e-6
 
 
 def test_metrics_do_not_depend_on_the_mesh():
-    image, text = inputs(duplicates=False)
+    image, text = embeddings(noise=1.0)
     _, alone = softmax_contrastive(image, text, 10.0)
     _, split = softmax_contrastive(image, text, 10.0, mesh=make_mesh(), layout="ring", block_size=2)
+    _, ids = softmax_contrastive(
+        image, text, 10.0, targets=SameId(jnp.arange(B), jnp.arange(B)), block_size=5
+    )
     similarity = image @ text.T
-    assert alone["image_to_text_accuracy"] == pytest.approx(
-        np.mean(similarity.argmax(1) == np.arange(B))
-    )
-    assert alone["text_to_image_accuracy"] == pytest.approx(
-        np.mean(similarity.argmax(0) == np.arange(B))
-    )
-    assert jax.tree.map(float, alone) == pytest.approx(jax.tree.map(float, split))
+    hits = {
+        "image_to_text_accuracy": np.mean(similarity.argmax(1) == np.arange(B)),
+        "text_to_image_accuracy": np.mean(similarity.argmax(0) == np.arange(B)),
+    }
+    assert 0.1 < hits["image_to_text_accuracy"] < 0.9
+    for metrics in (alone, split, ids):
+        assert jax.tree.map(float, metrics) == pytest.approx(hits)
+
+
+def test_sigmoid_metrics():
+    image, text = embeddings()
+    _, metrics = sigmoid_contrastive(image, text, 10.0, -2.0, mesh=make_mesh(), block_size=2)
+    logits = 10.0 * image @ text.T - 2.0
+    assert metrics["positive_logit"] == pytest.approx(np.diag(logits).mean(), rel=1e-5)
+    others = logits[~np.eye(B, dtype=bool)].mean()
+    assert metrics["negative_logit"] == pytest.approx(others, rel=1e-5)
 
 
 def test_equal_embeddings_are_no_hits():
@@ -131,15 +267,21 @@ def test_equal_embeddings_are_no_hits():
     [
         (
             dict(text_BxD=np.zeros((B - 1, D))),
-            r"as many images as texts.*\[24, 12\] and \[23, 12\]",
+            r"as many images as texts, not \[24, 12\] and \[23, 12\]",
         ),
+        (dict(text_BxD=np.zeros((B, D + 1))), r"images and texts \[B, D\], not \[24, 12\] and"),
         (dict(layout="rings"), "did you mean 'ring'"),
         (dict(block_size=0), "at least 1"),
+        (dict(precision="hgh"), "no precision 'hgh'.*did you mean 'high'"),
+        (dict(label_smoothing=1.0), "label_smoothing must be at least 0 and below 1"),
+        (dict(image_mask=np.ones(3)), r"image_mask must have shape \[24\], not \[3\]"),
+        (dict(text_weight=np.ones((B, 1))), r"text_weight must have shape \[24\], not \[24, 1\]"),
+        (dict(targets=SameId(np.arange(B), np.arange(3))), r"'id' of columns has shape \[3\]"),
         (dict(mesh="three"), "24 does not divide over 5 devices"),
     ],
 )
 def test_refusals(change, words):
-    image, text = inputs()
+    image, text = embeddings()
     kwargs = dict(image_BxD=image, text_BxD=text, logit_scale=1.0) | change
     if "mesh" in change:
         kwargs["mesh"] = make_mesh(devices=jax.devices()[:5])

@@ -1,0 +1,159 @@
+"""How every row meets every column: one tile at a time, over one device's blocks and over all devices.
+
+Rows (images) stay where they are; columns (texts) come to them in one of two layouts:
+
+  "gather"  one all-gather brings all columns, and one reduction brings home what they have accumulated: fewest words
+            moved, but every device holds all C columns;
+  "ring"    blocks of C / N columns hop from neighbour to neighbour, with what they have accumulated: one block at a
+            time, whatever C is.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+LAYOUTS = ("gather", "ring")
+BLOCK_SIZE = 1024
+
+Tree = Any
+
+# visit(row_r, column_c, row_sum_r, column_sum_c) -> (row_sum_r, column_sum_c): trees of arrays with r or c in front.
+Visit = Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]]
+
+
+class Spread(NamedTuple):
+    """How the pairs are spread over devices and cut into tiles.
+
+    Attributes:
+      mesh: the device mesh, None for one device.
+      axes: the mesh axes over which rows and columns are split; together they have N devices.
+      layout: "gather" or "ring".
+      block_size: most columns of one tile; it has at most half as many rows.
+      precision: of the tile's matrix products.
+    """
+
+    mesh: Mesh | None
+    axes: tuple[str, ...]
+    layout: str
+    block_size: int
+    precision: jax.lax.Precision
+
+
+def sweep(
+    visit: Visit, rows: Tree, columns: Tree, row_sums: Tree, column_sums: Tree, block_size: int
+) -> tuple[Tree, Tree]:
+    """Visits all pairs of this device's rows and the given columns, tile by tile.
+
+    A tile has at most `block_size` columns and half as many rows: flat tiles need less memory, since a block of rows is
+    read and written once a tile. Blocks are of equal size, so the last one may be padded; padding is not `valid`.
+    """
+    row_blocks = _Blocks(rows, max(1, block_size // 2))
+    column_blocks = _Blocks(columns, block_size)
+    rows, columns = row_blocks.cut(rows), column_blocks.cut(columns)
+    row_sums = row_blocks.cut(row_sums)
+
+    def one_column_block(row_sums: Tree, item: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+        column, column_sum = item
+
+        def one_tile(carry: tuple[Tree, Tree], i: jax.Array) -> tuple[tuple[Tree, Tree], None]:
+            row_sums, column_sum = carry
+            row, row_sum = (jax.tree.map(lambda x: x[i], tree) for tree in (rows, row_sums))
+            row_sum, column_sum = visit(row, column, row_sum, column_sum)
+            row_sums = jax.tree.map(lambda all_, one: all_.at[i].set(one), row_sums, row_sum)
+            return (row_sums, column_sum), None
+
+        carry, _ = jax.lax.scan(one_tile, (row_sums, column_sum), jnp.arange(row_blocks.count))
+        return carry
+
+    row_sums, column_sums = jax.lax.scan(
+        one_column_block, row_sums, (columns, column_blocks.cut(column_sums))
+    )
+    return row_blocks.join(row_sums), column_blocks.join(column_sums)
+
+
+class _Blocks:
+    """Cuts arrays [n, ...] into [count, size, ...] and joins them again."""
+
+    def __init__(self, tree: Tree, block_size: int):
+        self.length = jax.tree.leaves(tree)[0].shape[0]
+        self.count = -(-self.length // block_size)
+        self.size = -(-self.length // self.count)
+
+    def cut(self, tree: Tree) -> Tree:
+        """Padding is zeros: False where it says what is valid."""
+        padding = self.count * self.size - self.length
+
+        def cut(x: jax.Array) -> jax.Array:
+            if padding:
+                x = jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1))
+            return jnp.asarray(x).reshape(self.count, self.size, *x.shape[1:])
+
+        return jax.tree.map(cut, tree)
+
+    def join(self, tree: Tree) -> Tree:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.length], tree)
+
+
+def visit_all(
+    visit: Visit,
+    spread: Spread,
+    rows: Tree,
+    columns: Tree,
+    row_sums: Tree,
+    column_sums: Tree,
+    collect: Callable[[Tree, tuple[str, ...]], Tree],
+    gathered: Tree = (),
+) -> tuple[Tree, Tree]:
+    """Every row of every device meets every column of every device. Called on each device with its own share.
+
+    Args:
+      visit: what a tile adds to its rows' and its columns' sums.
+      spread: axes, layout and block size.
+      rows: this device's rows, a tree of [b, ...].
+      columns: this device's columns, a dict of [c, ...].
+      row_sums: what the rows start from.
+      column_sums: what the columns start from, neutral: it is started from on every device.
+      collect: adds up whole [C, ...] column sums over devices and returns this device's [c, ...].
+      gathered: columns that this device has whole already ("gather" only).
+
+    Returns:
+      The sums of this device's rows and of its columns over all pairs.
+    """
+    axes, block_size = spread.axes, spread.block_size
+    devices = jax.lax.axis_size(axes) if axes else 1
+    if devices == 1:
+        return sweep(visit, rows, columns, row_sums, column_sums, block_size)
+
+    if spread.layout == "gather":
+        whole = all_gather(columns, axes) | dict(gathered)
+        starts = jax.tree.map(lambda x: jnp.tile(x, (devices,) + (1,) * (x.ndim - 1)), column_sums)
+        row_sums, sums = sweep(visit, rows, whole, row_sums, starts, block_size)
+        return row_sums, collect(sums, axes)
+
+    neighbours = [(i, (i + 1) % devices) for i in range(devices)]
+    send = lambda tree: jax.tree.map(lambda x: jax.lax.ppermute(x, axes, neighbours), tree)  # noqa: E731
+
+    def hop(carry: tuple[Tree, Tree, Tree], _: None) -> tuple[tuple[Tree, Tree, Tree], None]:
+        columns, row_sums, column_sums = carry
+        arriving = send(columns)  # needs nothing of the tiles below, so it can travel meanwhile
+        row_sums, column_sums = sweep(visit, rows, columns, row_sums, column_sums, block_size)
+        return (arriving, row_sums, send(column_sums)), None
+
+    carry, _ = jax.lax.scan(hop, (columns, row_sums, column_sums), length=devices - 1)
+    row_sums, column_sums = sweep(visit, rows, *carry, block_size)
+    return row_sums, send(column_sums)  # one hop more and they are home
+
+
+def all_gather(tree: Tree, axes: tuple[str, ...]) -> Tree:
+    """This device's arrays [c, ...] and everyone else's, [C, ...]."""
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), tree)
+
+
+def add_up(tree: Tree, axes: tuple[str, ...]) -> Tree:
+    """Sums [C, ...] over devices; each keeps its own [c, ...]."""
+    return jax.tree.map(
+        lambda x: jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True), tree
+    )
