@@ -34,11 +34,11 @@ def mask(values: jax.Array | None, of_BxD: jax.Array, name: str) -> jax.Array:
     return jnp.ones(len(of_BxD), bool) if values is None else _one_each(values, of_BxD, name) != 0
 
 
-def weight(values: jax.Array | None, of_BxD: jax.Array, name: str) -> jax.Array | float:
-    """Float32 [B]: `values`, or 1."""
+def weight(values: jax.Array | None, of_BxD: jax.Array, name: str) -> jax.Array:
+    """Float32 [B]: `values`, or all 1. A constant."""
     if values is None:
-        return 1.0
-    return _one_each(values, of_BxD, name).astype(jnp.float32)
+        return jnp.ones(len(of_BxD))
+    return jax.lax.stop_gradient(_one_each(values, of_BxD, name).astype(jnp.float32))
 
 
 def _one_each(values: jax.Array, of_BxD: jax.Array, name: str) -> jax.Array:

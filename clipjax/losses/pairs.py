@@ -57,8 +57,8 @@ class Kernel(Protocol):
     over similarities s, and `drift` the sum of (s - top) with those weights. All others are sums.
     """
 
-    def empty(self, count: int) -> Statistics:
-        """The statistics of `count` rows (or columns) without any pair."""
+    def empty(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
+        """The statistics of so many rows and columns without any pair."""
         ...
 
     def measure(self, pairs: Pairs) -> tuple[Statistics, Statistics]:
@@ -171,8 +171,7 @@ def _forward(
             spread,
             rows,
             {k: v for k, v in columns.items() if k not in whole},
-            kernel.empty(rows["valid"].size),
-            kernel.empty(columns["valid"].size),
+            *kernel.empty(rows["valid"].size, columns["valid"].size),
             functools.partial(_collect, scale=scalars["scale"]),
             whole,
         )
@@ -274,6 +273,8 @@ def _below(statistics: Statistics, top: jax.Array | None, scale: jax.Array) -> S
 
 def _collect(statistics: Statistics, axes: tuple[str, ...], scale: jax.Array) -> Statistics:
     """Statistics [C] of this device's rows only -> of all rows, [c] of this device's columns."""
+    if not statistics:
+        return statistics
     size = next(iter(statistics.values())).size // jax.lax.axis_size(axes)
     first = jax.lax.axis_index(axes) * size
     maxima = {name: jax.lax.pmax(statistics[name], axes) for name in _MAXIMA if name in statistics}

@@ -16,7 +16,7 @@ from clipjax.losses.targets import SameId, Targets, diagonal
 
 @dataclasses.dataclass(frozen=True)
 class _Sigmoid:
-    """Sums of the binary cross-entropies along rows and columns.
+    """Sums of the weighted binary cross-entropies along rows; columns have no statistics.
 
     Attributes:
       targets: of a tile, see `Targets.tile`; the row direction's are used.
@@ -26,18 +26,19 @@ class _Sigmoid:
     targets: Callable[[Any, Any], tuple[jax.Array, jax.Array]]
     smoothing: float
 
-    def empty(self, count: int) -> Statistics:
+    def empty(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
         names = ("loss", "scale_slope", "bias_slope", "pull", "all", "weight", "count")
-        return {name: jnp.zeros(count) for name in names}
+        return {name: jnp.zeros(rows) for name in names}, {}
 
     def measure(self, pairs: Pairs) -> tuple[Statistics, Statistics]:
         positive_rxc, _ = self.targets(pairs.rows, pairs.columns)
         target_rxc, logits_rxc = self._smoothed(positive_rxc), self._logits(pairs)
-        slope_rxc = self._slope(target_rxc, logits_rxc)
         # Each of the two terms by itself: softplus(x) - target * x would lose a small loss in large logits.
         unlike_rxc = (1.0 - target_rxc) * jax.nn.softplus(logits_rxc)
+        loss_rxc = target_rxc * jax.nn.softplus(-logits_rxc) + unlike_rxc
+        slope_rxc = self._slope(pairs)
         terms = {
-            "loss": target_rxc * jax.nn.softplus(-logits_rxc) + unlike_rxc,
+            "loss": self._weight(pairs) * loss_rxc,
             "scale_slope": slope_rxc * pairs.similarity_rxc,
             "bias_slope": slope_rxc,
             "pull": positive_rxc * logits_rxc,
@@ -45,34 +46,33 @@ class _Sigmoid:
             "weight": positive_rxc,
             "count": jnp.ones_like(logits_rxc),
         }
-        rows, columns = (
-            {k: jnp.sum(v, axis, where=pairs.valid_rxc) for k, v in terms.items()}
-            for axis in (1, 0)
-        )
-        return rows, columns
+        return {k: jnp.sum(v, axis=1, where=pairs.valid_rxc) for k, v in terms.items()}, {}
 
     def slope(self, pairs: Pairs) -> jax.Array:
-        positive_rxc, _ = self.targets(pairs.rows, pairs.columns)
-        slope_rxc = self._slope(self._smoothed(positive_rxc), self._logits(pairs))
-        weight_rxc = pairs.rows["gradient"]["loss"][:, None] + pairs.columns["gradient"]["loss"]
-        return jnp.where(pairs.valid_rxc, pairs.scalars["scale"] * weight_rxc * slope_rxc, 0.0)
+        factor_rx1 = pairs.scalars["scale"] * pairs.rows["gradient"]["loss"][:, None]
+        return jnp.where(pairs.valid_rxc, factor_rx1 * self._slope(pairs), 0.0)
 
     def scalar_slopes(self, statistics: Statistics, gradient: Statistics) -> dict[str, jax.Array]:
         return {
-            name: jnp.sum(gradient["loss"] * statistics[f"{name}_slope"])
+            name: jnp.sum(gradient["loss"] * statistics[f"{name}_slope"]) if gradient else 0.0
             for name in ("scale", "bias")
         }
+
+    def _slope(self, pairs: Pairs) -> jax.Array:
+        """Derivative of the loss by the logit."""
+        positive_rxc, _ = self.targets(pairs.rows, pairs.columns)
+        target_rxc, logits_rxc = self._smoothed(positive_rxc), self._logits(pairs)
+        unlike_rxc = (1.0 - target_rxc) * jax.nn.sigmoid(logits_rxc)
+        return self._weight(pairs) * (unlike_rxc - target_rxc * jax.nn.sigmoid(-logits_rxc))
+
+    def _weight(self, pairs: Pairs) -> jax.Array:
+        return 0.5 * (pairs.rows["factor"][:, None] + pairs.columns["factor"])
 
     def _smoothed(self, target_rxc: jax.Array) -> jax.Array:
         return (1.0 - self.smoothing) * target_rxc + 0.5 * self.smoothing
 
     def _logits(self, pairs: Pairs) -> jax.Array:
         return pairs.scalars["scale"] * pairs.similarity_rxc + pairs.scalars["bias"]
-
-    def _slope(self, target_rxc: jax.Array, logits_rxc: jax.Array) -> jax.Array:
-        """Derivative of the loss by the logit."""
-        unlike_rxc = (1.0 - target_rxc) * jax.nn.sigmoid(logits_rxc)
-        return unlike_rxc - target_rxc * jax.nn.sigmoid(-logits_rxc)
 
 
 def sigmoid_contrastive(
@@ -105,11 +105,11 @@ def sigmoid_contrastive(
       logit_bias: the bias b.
       mesh: the mesh over which the batch is split; None for one device.
       layout: "gather" or "ring", see clipjax/losses/tiles.py.
-      block_size: most columns of one tile, default 1024 (of at most half as many rows); need not divide B.
+      block_size: most rows and columns of one tile, default 1024; need not divide B.
       targets: the probability that a pair matches, see clipjax/losses/targets.py; default: row i and column i.
       label_smoothing: targets t become (1 - e) t + e / 2.
       image_mask, text_mask: bool [B], [C]; pairs of a row (column) with False are left out.
-      image_weight, text_weight: float [B], [C]; a pair counts with the mean of the two.
+      image_weight, text_weight: float [B], [C], constants; a pair counts with the mean of the two.
       precision: of the products, "highest" (float32), "high" or "default" (what the hardware does fastest).
 
     Returns:
@@ -125,7 +125,7 @@ def sigmoid_contrastive(
     if targets is None:
         targets = diagonal(len(image_BxD))
     image_valid = inputs.mask(image_mask, image_BxD, "image_mask")
-    rows, columns = pair_statistics(
+    rows, _ = pair_statistics(
         _Sigmoid(targets.tile, label_smoothing),
         spread,
         image_BxD,
@@ -134,12 +134,16 @@ def sigmoid_contrastive(
             "scale": jnp.asarray(logit_scale, jnp.float32),
             "bias": jnp.asarray(logit_bias, jnp.float32),
         },
-        {**targets.rows(), "valid": image_valid},
-        {**targets.columns(), "valid": inputs.mask(text_mask, text_BxD, "text_mask")},
-    )
-    total = 0.5 * (
-        jnp.sum(rows["loss"] * inputs.weight(image_weight, image_BxD, "image_weight"))
-        + jnp.sum(columns["loss"] * inputs.weight(text_weight, text_BxD, "text_weight"))
+        {
+            **targets.rows(),
+            "valid": image_valid,
+            "factor": inputs.weight(image_weight, image_BxD, "image_weight"),
+        },
+        {
+            **targets.columns(),
+            "valid": inputs.mask(text_mask, text_BxD, "text_mask"),
+            "factor": inputs.weight(text_weight, text_BxD, "text_weight"),
+        },
     )
     sums = {k: jax.lax.stop_gradient(jnp.sum(v)) for k, v in rows.items()}
     positive, every = sums["weight"], sums["count"]
@@ -147,7 +151,7 @@ def sigmoid_contrastive(
         "positive_logit": sums["pull"] / positive,
         "negative_logit": (sums["all"] - sums["pull"]) / (every - positive),
     }
-    return total / jnp.maximum(jnp.sum(image_valid), 1), metrics
+    return jnp.sum(rows["loss"]) / jnp.maximum(jnp.sum(image_valid), 1), metrics
 
 
 def sigmoid(

@@ -30,12 +30,16 @@ class _Softmax:
     smooth: bool = False
     hits: bool = False
 
-    def empty(self, count: int) -> Statistics:
+    def empty(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
         names = ["mass", "drift"]
         names += ["pull", "weight"] if self.targets else []
         names += ["all", "count"] if self.smooth else []
         maxima = ["top", *(["best", "rival"] if self.hits else [])]
-        return {n: jnp.zeros(count) for n in names} | {n: jnp.full(count, LOWEST) for n in maxima}
+        start = dict.fromkeys(names, 0.0) | dict.fromkeys(maxima, LOWEST)
+        of_rows, of_columns = (
+            {n: jnp.full(count, x) for n, x in start.items()} for count in (rows, columns)
+        )
+        return of_rows, of_columns
 
     def measure(self, pairs: Pairs) -> tuple[Statistics, Statistics]:
         of_rows, of_columns = self._targets(pairs)
@@ -122,7 +126,7 @@ def softmax_contrastive(
     one-hot: row i belongs to column i. Value and gradients do not depend on the mesh, the layout or the block size.
 
     Cost on each of N devices, with b = B / N rows: 2 b B D FLOPs, and 6 b B D for the gradients. Memory beside inputs
-    and gradients: a few tiles of `block_size` / 2 x `block_size` words, and 2 B D words ("gather": all texts and their
+    and gradients: a few tiles of `block_size` x `block_size` words, and 2 B D words ("gather": all texts and their
     gradient) or 4 b D ("ring": two blocks on the move and their gradients). Words moved: 2 B D ("gather") or 3 B D.
 
     Args:
@@ -131,14 +135,14 @@ def softmax_contrastive(
       logit_scale: the scale itself, not its logarithm; positive.
       mesh: the mesh over which the batch is split; None for one device.
       layout: "gather" or "ring", see clipjax/losses/tiles.py.
-      block_size: most columns of one tile, default 1024 (of at most half as many rows); need not divide B.
+      block_size: most rows and columns of one tile, default 1024; need not divide B.
       targets: which pairs are positive, and how much; see clipjax/losses/targets.py. Constants. A row (or column)
         without any positive adds nothing.
       label_smoothing: this share of each row's target is spread evenly over all its pairs.
       image_mask, text_mask: bool [B], [C]; where False the row (column) is left out, as a negative of others too.
-      image_weight, text_weight: float [B], [C]: factors of the cross-entropy of each row (image to text) and each
-        column (text to image). They do not change what the sums are divided by: the number of rows (columns) that
-        are not masked and have a positive.
+      image_weight, text_weight: float [B], [C], constants: factors of the cross-entropy of each row (image to text)
+        and each column (text to image). They do not change what the sums are divided by: the number of rows (columns)
+        that are not masked and have a positive.
       precision: of the products, "highest" (float32), "high" or "default" (what the hardware does fastest).
 
     Returns:

@@ -31,7 +31,7 @@ class Spread(NamedTuple):
       mesh: the device mesh, None for one device.
       axes: the mesh axes over which rows and columns are split; together they have N devices.
       layout: "gather" or "ring".
-      block_size: most columns of one tile; it has at most half as many rows.
+      block_size: most rows, and most columns, of one tile.
       precision: of the tile's matrix products.
     """
 
@@ -47,31 +47,30 @@ def sweep(
 ) -> tuple[Tree, Tree]:
     """Visits all pairs of this device's rows and the given columns, tile by tile.
 
-    A tile has at most `block_size` columns and half as many rows: flat tiles need less memory, since a block of rows is
-    read and written once a tile. Blocks are of equal size, so the last one may be padded; padding is not `valid`.
+    Blocks are of equal size, so the last one may be padded; padding is not `valid`.
     """
-    row_blocks = _Blocks(rows, max(1, block_size // 2))
-    column_blocks = _Blocks(columns, block_size)
+    row_blocks, column_blocks = _Blocks(rows, block_size), _Blocks(columns, block_size)
     rows, columns = row_blocks.cut(rows), column_blocks.cut(columns)
-    row_sums = row_blocks.cut(row_sums)
+    tiles = row_blocks.count * column_blocks.count
 
-    def one_column_block(row_sums: Tree, item: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
-        column, column_sum = item
+    # Sums are carried and changed in place: as a scan's inputs and outputs they would be there twice.
+    def one_tile(sums: tuple[Tree, Tree], tile: jax.Array) -> tuple[tuple[Tree, Tree], None]:
+        j, i = jnp.divmod(tile, row_blocks.count)
+        row_sums, column_sums = sums
+        found = visit(_at(rows, i), _at(columns, j), _at(row_sums, i), _at(column_sums, j))
+        return (_put(row_sums, i, found[0]), _put(column_sums, j, found[1])), None
 
-        def one_tile(carry: tuple[Tree, Tree], i: jax.Array) -> tuple[tuple[Tree, Tree], None]:
-            row_sums, column_sum = carry
-            row, row_sum = (jax.tree.map(lambda x: x[i], tree) for tree in (rows, row_sums))
-            row_sum, column_sum = visit(row, column, row_sum, column_sum)
-            row_sums = jax.tree.map(lambda all_, one: all_.at[i].set(one), row_sums, row_sum)
-            return (row_sums, column_sum), None
-
-        carry, _ = jax.lax.scan(one_tile, (row_sums, column_sum), jnp.arange(row_blocks.count))
-        return carry
-
-    row_sums, column_sums = jax.lax.scan(
-        one_column_block, row_sums, (columns, column_blocks.cut(column_sums))
-    )
+    starts = row_blocks.cut(row_sums), column_blocks.cut(column_sums)
+    (row_sums, column_sums), _ = jax.lax.scan(one_tile, starts, jnp.arange(tiles))
     return row_blocks.join(row_sums), column_blocks.join(column_sums)
+
+
+def _at(tree: Tree, block: jax.Array) -> Tree:
+    return jax.tree.map(lambda x: x[block], tree)
+
+
+def _put(tree: Tree, block: jax.Array, values: Tree) -> Tree:
+    return jax.tree.map(lambda x, value: x.at[block].set(value), tree, values)
 
 
 class _Blocks:
