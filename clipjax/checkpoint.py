@@ -260,8 +260,8 @@ def read_params(path: epath.Path, wanted: Any) -> Any:
 
 
 def read_all_params(path: epath.Path) -> Any:
-    """Parameters of the checkpoint directory `path` as they are, whole on the first device, average included."""
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Parameters of the checkpoint directory `path` as they are, whole on one device, average included."""
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with _readable(path):
         tree = ocp.StandardCheckpointHandler().metadata(path / "params").tree
     return read_params(

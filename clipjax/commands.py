@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from clipjax import checkpoint
+from clipjax.distributed import first
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluator
 from clipjax.evals.records import chunks, embed_texts
@@ -32,6 +33,8 @@ BLOCK = 1024
 
 def evaluate(path: str, suite: str | None = None, output: str | None = None) -> int:
     """Runs the evaluators of a checkpoint's own config on its (averaged) parameters.
+
+    In a job of several processes, process 0 prints and writes.
 
     Args:
       path: a workdir or one checkpoint.
@@ -72,7 +75,7 @@ def evaluate(path: str, suite: str | None = None, output: str | None = None) -> 
         metrics = evaluator.run(model.params)
         protocol = evaluator.protocol | shared
         results[name] = {"metrics": metrics, "protocol": protocol}
-        if output is not None:
+        if output is not None and first():
             line = {
                 "suite": name,
                 "checkpoint": str(folder),
@@ -83,7 +86,8 @@ def evaluate(path: str, suite: str | None = None, output: str | None = None) -> 
             }
             with open(output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-    console().print(results_table(results, f"{path} at {meta['samples']:,} samples"))
+    if first():
+        console().print(results_table(results, f"{path} at {meta['samples']:,} samples"))
     return 0
 
 

@@ -60,6 +60,12 @@ def base_config() -> ConfigDict:
             "evals": {},  # name -> kind, settings, and `every` (duration)
             "checkpoint": {"every": "10%", "keep": 1, "keep_every": None},  # durations; None: none
             "log": {"every": "1%", "tensorboard": True, "wandb": False},
+            "run": {  # seconds
+                "start_timeout": 300,  # until the processes of a job must have met
+                "heartbeat_timeout": 100,  # without a sign of life: a process counts as dead, and the job stops
+                "step_timeout": 1800,  # without a finished step: the run hangs, and stops; 0: never
+                "pause_timeout": 7200,  # the same for start-up with the first step, an evaluation, a save; 0: never
+            },
         },
         type_safe=False,
     )

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes."""
+"""The exceptions that are meant for the user's eyes."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one clear sentence that names the thing and the way out. The command line prints it
     without a traceback and exits with status 2; library callers catch it like any other exception.
     """
+
+
+class SharedError(UserError):
+    """A UserError that all processes of a job raise at the same point; only the first one prints it."""

@@ -103,9 +103,14 @@ class Encoder:
         with jax.set_mesh(self._mesh):
             for start in range(0, len(array), self._batch):
                 rows = array[start : start + self._batch]
-                padding = [(0, self._batch - len(rows))] + [(0, 0)] * (array.ndim - 1)
-                rows_on_device = jax.device_put(np.pad(rows, padding), batch_sharding(self._mesh))
-                parts.append((self._encode[field](params, rows_on_device), len(rows)))
+                count = len(rows)
+                padding = [(0, self._batch - count)] + [(0, 0)] * (array.ndim - 1)
+                rows = np.pad(rows, padding)
+                # Of several processes, each has all rows and puts those of its own devices.
+                rows_on_device = jax.make_array_from_callback(
+                    rows.shape, batch_sharding(self._mesh), rows.__getitem__
+                )
+                parts.append((self._encode[field](params, rows_on_device), count))
         if not parts:
             return np.zeros((0, self.width), np.float32)
         return np.concatenate([np.asarray(part)[:n] for part, n in parts])
@@ -142,12 +147,24 @@ class Model:
         return self._encoder.run("image", self.params, pixels.astype(np.float32))
 
     def encode_tokens(self, ids_BxL: np.ndarray) -> np.ndarray:
-        """Token ids [n, L] -> float32 [n, D], L2-normalised."""
+        """Token ids [n, L] -> float32 [n, D], L2-normalised.
+
+        Raises:
+          UserError: they are no ids of this vocabulary, or a row has no end token where the model looks for one.
+        """
         ids = np.asarray(ids_BxL)
         size = self.tokenizer.vocab_size
         whole = ids.ndim == 2 and np.issubdtype(ids.dtype, np.integer)
         if not whole or (ids.size and (ids.min() < 0 or ids.max() >= size)):
             raise UserError(f"encode_tokens takes ids [n, L], whole numbers from 0 to {size - 1}.")
+        text = self.config.model.text
+        if text.get("pool") == "eot":
+            open_rows = np.flatnonzero((ids != text.end_token).all(axis=1))
+            if open_rows.size:
+                raise UserError(
+                    f"Row {open_rows[0]} of the ids has no end token ({text.end_token}); this model reads a text's "
+                    "embedding there."
+                )
         return self._encoder.run("text", self.params, ids.astype(np.int32))
 
     @property
@@ -175,6 +192,7 @@ def load(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = None
     folder = checkpoint.find(path)
     meta, packed = checkpoint.read_meta(folder)
     config = from_json(to_json(meta["config"]))
+    config.model.attention = "auto"  # which program computes it is this machine's matter
     if dtype is not None:
         config.model.dtype = dtype
     mesh = make_mesh() if mesh is None else mesh

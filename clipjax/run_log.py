@@ -1,19 +1,25 @@
-"""What a run tells about itself: metrics, results, sample ids."""
+"""What a run tells about itself: metrics, results, sample ids.
+
+All processes of a job have the same numbers; process 0 writes them. Only sample ids are each process's own.
+"""
 
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clipjax import flops
+from clipjax import hardware
+from clipjax.agreement import Share, Tally, gather
 from clipjax.checkpoint import due
-from clipjax.errors import UserError
+from clipjax.distributed import barrier, first
+from clipjax.errors import SharedError
+from clipjax.profiling import Clock
 from clipjax.progress import ConsoleWriter
 from clipjax.writers import (
     JsonlWriter,
@@ -26,18 +32,46 @@ from clipjax.writers import (
 )
 
 
+class Dispatched(NamedTuple):
+    """A step on its way: samples seen after it, its metrics, this process's sample ids, and what its tally sent."""
+
+    samples: int
+    metrics: Mapping[str, jax.Array]
+    ids: np.ndarray
+    sent: Any
+
+
 class RunLog:
-    """What a run tells about itself: metrics, results, sample ids. Nothing here changes what is learnt."""
+    """What a run tells about itself: metrics, results, sample ids. Nothing here changes what is learnt.
+
+    Args:
+      config: of the run.
+      workdir: its directory.
+      samples: seen so far; what was written beyond that is removed.
+      mesh: of the run, for its peak FLOP/s.
+      flops_per_sample: of training.
+      share: which part of each batch this process reads.
+      tally: counts over all processes.
+      clock: measures where the time goes.
+    """
 
     def __init__(
-        self, config: ConfigDict, workdir: Path, samples: int, mesh: Mesh, flops_per_sample: float
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        samples: int,
+        mesh: Mesh,
+        flops_per_sample: float,
+        share: Share,
+        tally: Tally,
+        clock: Clock,
     ):
         self._config, self._workdir = config, workdir
+        self._tally, self._clock = tally, clock
+        self._held: Dispatched | None = None
         resume = {"resume_samples": samples}
         self._console = ConsoleWriter(config.total_samples, start_samples=samples)
-        self._first = (
-            jax.process_index() == 0
-        )  # all processes have the same numbers, one writes them
+        self._first = first()
         writers = []
         if self._first:
             writers += [JsonlWriter(workdir / "metrics.jsonl", **resume), self._console]
@@ -52,41 +86,49 @@ class RunLog:
         self._writers = MultiWriter(writers)
         self._ids = None
         if config.data.record_ids:
-            file = workdir / "sample_ids" / f"{jax.process_index()}.jsonl"
-            self._ids = SampleIds(file, samples // config.batch_size)
+            self._ids = SampleIds(workdir / "sample_ids", samples // config.batch_size, share)
+            barrier("sample ids cut", config.run.start_timeout)
         # A run that was killed after an evaluation may have results of a moment that is still to come.
         results = read_results(workdir / "results.json").items()
         self._results = {name: r for name, r in results if r["samples"] <= samples}
-        peak = flops.peak(mesh.devices.flat[0])
+        peak = hardware.peak(mesh.devices.flat[0].device_kind)
         self._mfu_per_speed = flops_per_sample / (peak * mesh.devices.size) if peak else None
         self._mark = (time.perf_counter(), samples)
         self._paused = 0.0
 
+    def hold(self, step: Dispatched) -> None:
+        """Keeps a step that was just dispatched, to be settled when the next one is on its way."""
+        self._held = step
+
+    def settle(self) -> None:
+        """Waits for the step that is held, if there is one; see `finish_step`."""
+        if self._held:
+            step, self._held = self._held, None
+            self.finish_step(*step)
+
     def finish_step(
-        self,
-        samples: int,
-        metrics: Mapping[str, jax.Array],
-        ids: np.ndarray,
-        counters: Mapping[str, int],
+        self, samples: int, metrics: Mapping[str, jax.Array], ids: np.ndarray, sent: Any
     ) -> None:
         """Fetches one step's metrics, stops the run if loss or gradient is not finite, and writes them if it is time.
 
         Raises:
-          UserError: the loss or its gradient is not finite, or too many records were bad.
+          SharedError: the loss or its gradient is not finite, or too many records were bad.
         """
         # A gradient can be broken while the loss is not yet: such an update must not be saved either.
         for key, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
             value = float(metrics[key])
             if not np.isfinite(value):
+                ids = gather(ids).reshape(-1)
                 shown = ", ".join(map(str, ids[:16])) + (", ..." if len(ids) > 16 else "")
-                raise UserError(
+                raise SharedError(
                     f"The {what} is {value} at {samples:,} samples; the batch had the sample ids {shown}. "
                     "What was saved before is good; lower config.optim.lr, or set config.optim.clip_norm."
                 )
-        bad, limit = counters["bad"], self._config.data.max_bad_fraction
+        self._tally.receive(sent)
+        bad, limit = self._tally.counters["bad"], self._config.data.max_bad_fraction
         # A few bad records at the start say nothing about the fraction.
         if bad > limit * samples and bad > 10:
-            raise UserError(
+            raise SharedError(
                 f"{bad} of {samples + bad:,} records could not be used, more than data.max_bad_fraction = {limit}; "
                 "look at the data, or raise that limit."
             )
@@ -102,7 +144,8 @@ class RunLog:
         values |= {
             "samples_per_second": speed,
             "data/bad_records": bad,
-            "data/cut_texts": counters["cut"],
+            "data/cut_texts": self._tally.counters["cut"],
+            **self._clock.split(),
         }
         if self._mfu_per_speed:
             values["mfu"] = speed * self._mfu_per_speed
@@ -138,25 +181,29 @@ class RunLog:
 
 
 class SampleIds:
-    """One JSON line a step: the step and its sample ids on this host. Lines beyond `last_step` are removed first."""
+    """Files `PART.jsonl`, one for each part of the batch: a line a step, with the step and its sample ids.
 
-    def __init__(self, file: Path, last_step: int):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        replace_file(
-            file,
-            [
-                line
-                for line in lines
-                if line.endswith(b"\n") and json.loads(line)["step"] <= last_step
-            ],
-        )
-        self._file = file.open("ab", buffering=0)
+    Process 0 removes the lines beyond `last_step` from all files first, also from those of parts that are no more: the
+    run may go on with another number of processes.
+    """
+
+    def __init__(self, folder: Path, last_step: int, share: Share):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob("*.jsonl") if first() else ():
+            lines = file.read_bytes().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n")]
+            replace_file(file, [line for line in whole if json.loads(line)["step"] <= last_step])
+        self._path, self._writes, self._file = folder / f"{share.part}.jsonl", share.counts, None
 
     def write(self, step: int, ids: np.ndarray) -> None:
         """Appends one line."""
-        self._file.write(json.dumps({"step": step, "sample_ids": ids.tolist()}).encode() + b"\n")
+        if self._writes and self._file is None:
+            self._file = self._path.open("ab", buffering=0)
+        if self._file:
+            line = {"step": step, "sample_ids": ids.tolist()}
+            self._file.write(json.dumps(line).encode() + b"\n")
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file:
+            self._file.close()

@@ -2,12 +2,14 @@
 
 The order of things at a sample count is fixed: metrics of all steps so far are checked and written, then evaluators
 run, then the checkpoint is taken, then the next step runs. A resumed run therefore repeats nothing and skips nothing.
+
+In a job of several processes each of them runs this loop. They take the same decisions because they decide by the same
+numbers: samples seen, metrics, and the tally of what happened in any of them.
 """
 
 import contextlib
 import json
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +18,36 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clipjax import checkpoint, flops
+from clipjax.agreement import Tally, batch_share, by_first, check_same, from_first
 from clipjax.checkpoint import Checkpointer, due
 from clipjax.convert.pretrained import load_pretrained
 from clipjax.data.pipeline import batches
 from clipjax.data.stream import Stream
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
+from clipjax.distributed import barrier, first
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import BATCH, HOST_ONLY
 from clipjax.inference import Encoder
 from clipjax.mesh import batch_sharding, check_batch, make_mesh
 from clipjax.models import example_batch, make_model
+from clipjax.profiling import Clock, Profile
 from clipjax.report import write_report
 from clipjax.report_gallery import retrieval_galleries
-from clipjax.run_log import RunLog
+from clipjax.run_log import Dispatched, RunLog
+from clipjax.signals import Stopped, stop_signals
 from clipjax.step import State, abstract_state, init_state, make_losses, make_parts, make_step
-from clipjax.workdir import claim, resolve, versions
+from clipjax.watchdog import Watchdog, guard
+from clipjax.workdir import check_shared, claim, resolve, versions
 
 
-class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, SIGINT); its checkpoint is on disk. `status` is for the shell."""
-
-    def __init__(self, signum: int, samples: int):
-        super().__init__(f"Stopped by {signal.Signals(signum).name}; saved at {samples:,} samples.")
-        self.status = 128 + signum
-
-
-def train(config: ConfigDict, workdir: str | Path) -> State:
+def train(config: ConfigDict, workdir: str | Path, profile: str | None = None) -> State:
     """Trains to `config.total_samples`, going on from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: as `load_config` gives it.
-      workdir: the run's directory, made if it is not there.
+      workdir: the run's directory, made if it is not there; processes of a job share it.
+      profile: steps to trace, see `Profile`.
 
     Returns:
       The final state.
@@ -57,12 +57,24 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
       Stopped: after a signal, when everything is saved.
     """
     workdir = Path(workdir)
+    with (
+        contextlib.closing(Clock()) as clock,
+        contextlib.closing(Profile(profile, workdir)) as trace,
+        Watchdog(config.run, workdir) as watchdog,
+    ):
+        return _train(config, workdir, clock, trace, watchdog)
+
+
+def _train(
+    config: ConfigDict, workdir: Path, clock: Clock, trace: Profile, watchdog: Watchdog
+) -> State:
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
     check_vocabulary(tokenizer, config)
     stream = Stream(config.data, config.preprocess, config.model.image.size, tokenizer, config.seed)
     config = resolve(config, stream.epoch)
     mesh = make_mesh(config.mesh)
-    check_batch(config.batch_size, mesh)
+    check_batch(config.batch_size, mesh, config.grad_cache)
+    share = batch_share(mesh, config.batch_size)
     model, optimizer, rate = make_parts(config)
     losses = make_losses(config.losses, mesh)
     step = jax.jit(make_step(model, losses, optimizer, config, rate), donate_argnums=0)
@@ -72,10 +84,16 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
     like = abstract_state(model, config, optimizer, mesh)
     # This traces the whole step, so a mistake in any setting shows before the workdir is touched.
     work = flops_per_sample(config, losses, optimizer, rate, like)
-    samples = checkpoint.newest(workdir / "checkpoints") or 0
+    barrier("config read", config.run.start_timeout)
+    check_same(
+        "config",
+        {k: json.dumps(v, sort_keys=True) for k, v in json.loads(config.to_json()).items()},
+    )
+    samples = from_first(checkpoint.newest(workdir / "checkpoints") or 0)
     pretrained = {} if samples else load_pretrained(config.init, like.params)
 
-    claim(workdir, config)
+    by_first(lambda: claim(workdir, config))
+    check_shared(workdir, config)
     checkpoints = Checkpointer(
         workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
     )
@@ -86,9 +104,10 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
         state = init_state(model, config, optimizer, mesh, pretrained)
     del pretrained  # may be large
 
-    run = RunLog(config, workdir, samples, mesh, work)
+    tally = Tally(mesh, share, counters)
+    run = RunLog(config, workdir, samples, mesh, work, share, tally, clock)
     packed, made_by = checkpoint.pack_tokenizer(tokenizer), versions()
-    if samples >= config.total_samples:
+    if samples >= config.total_samples and first():
         print(
             f"This run is finished: it has seen {samples:,} samples. Its report is written again."
         )
@@ -96,7 +115,7 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
     def save() -> None:
         meta = {
             "samples": samples,
-            **counters,
+            **tally.counters,
             "config": json.loads(config.to_json()),
             "versions": made_by,
         }
@@ -111,27 +130,34 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
         threads=config.data.threads,
         workers=config.data.workers,
         prefetch=config.data.prefetch,
+        host=share.part,
+        hosts=share.parts,
     )
     sharding = batch_sharding(mesh)
-    pending: tuple[int, dict[str, jax.Array], np.ndarray, dict[str, int]] | None = None
     with (
         contextlib.closing(run),
         contextlib.closing(checkpoints),
         jax.set_mesh(mesh),
         stop_signals() as stop,
+        guard(
+            workdir
+        ),  # innermost: a process that fails alone must not wait for the others in what closes
     ):
-        for batch in source:
-            for key in counters:
-                counters[key] += int(batch[key].sum())
-            state, metrics = step(state, to_device(batch, sharding))
+        clock.restart()
+        for number, batch in enumerate(clock.batches(source), 1):
+            trace.before(number, run.settle)
+            with clock.part("compile") if number == 1 else contextlib.nullcontext():
+                state, metrics = step(state, to_device(batch, sharding))
+            clock.dispatched(metrics["loss"])
             samples += config.batch_size
             run.record_ids(samples, batch["sample_id"])
             # The step just dispatched runs while the metrics of the one before are fetched.
-            if pending:
-                run.finish_step(*pending)
-            pending = (samples, metrics, batch["sample_id"], dict(counters))
+            run.settle()
+            sent = tally.send(batch, stop.signum)
+            run.hold(Dispatched(samples, metrics, batch["sample_id"], sent))
+            trace.after(number, run.settle)
 
-            last, stopping = samples >= config.total_samples, stop.signum
+            last, stopping = samples >= config.total_samples, tally.signum
             now = {
                 n
                 for n in evaluators
@@ -139,24 +165,29 @@ def train(config: ConfigDict, workdir: str | Path) -> State:
             }
             saving = last or stopping or due(samples, config.checkpoint.every, config.batch_size)
             if now or saving:
-                run.finish_step(*pending)
-                pending = None
+                run.settle()
             for name in sorted(now):
-                run.evaluate(name, evaluators[name], state.averaged(), samples)
+                with clock.part("evaluate"), watchdog.pause(f"evaluating {name!r}"):
+                    run.evaluate(name, evaluators[name], state.averaged(), samples)
             if saving:
-                save()
+                with clock.part("save"), watchdog.pause("saving"):
+                    save()
             if stopping:
-                checkpoints.wait()
+                with watchdog.pause("saving"):
+                    checkpoints.wait()
                 raise Stopped(stopping, samples)
-        checkpoints.wait()
-    galleries = [
-        g
-        for evaluator in evaluators.values()
-        if hasattr(evaluator, "gallery")
-        for g in retrieval_galleries(evaluator, state.averaged())
-    ]
-    if jax.process_index() == 0:
-        write_report(workdir, galleries)
+            watchdog.step_done(samples)
+        with watchdog.pause("saving"):
+            checkpoints.wait()
+    with watchdog.pause("writing the report"):
+        galleries = [
+            g
+            for evaluator in evaluators.values()
+            if hasattr(evaluator, "gallery")
+            for g in retrieval_galleries(evaluator, state.averaged())
+        ]
+        if first():
+            write_report(workdir, galleries)
     return state
 
 
@@ -192,41 +223,14 @@ def to_device(
 def flops_per_sample(
     config: ConfigDict, losses: Any, optimizer: Any, rate: Any, state: State
 ) -> float:
-    """FLOPs that training needs for one sample: without what rematerialisation repeats (Chowdhery et al. 2022)."""
-    plain = ConfigDict(config.model.to_dict(), type_safe=False)
-    for tower in (plain.image, plain.text):
+    """FLOPs that training needs for one sample: without what is repeated to save memory (Chowdhery et al. 2022)."""
+    plain = ConfigDict(config.to_dict(), type_safe=False)
+    plain.grad_cache = 1
+    for tower in (plain.model.image, plain.model.text):
         if "remat" in tower:
             tower.remat = "none"
-    step = make_step(make_model(plain), losses, optimizer, config, rate)
+    plain.model.attention = "einsum"  # what a fused kernel multiplies cannot be seen from outside
+    step = make_step(make_model(plain.model), losses, optimizer, plain, rate)
     return (
         flops.count(step, state, example_batch(config.model, config.batch_size)) / config.batch_size
     )
-
-
-class _Stop:
-    """Which signal has asked the run to stop; 0 for none."""
-
-    signum = 0
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[_Stop]:
-    """While inside, SIGTERM and SIGINT only leave a note; a second one of them works as usual."""
-    stop = _Stop()
-    before = {}
-
-    def note(signum: int, frame: Any) -> None:
-        del frame
-        stop.signum = signum
-        signal.signal(signum, before[signum])
-
-    try:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            before[signum] = signal.signal(signum, note)
-    except ValueError:
-        pass  # not the main thread, where signals are not ours to catch
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ FREE = (
     "log.",
     "evals",
     "checkpoint.",
+    "run.",
     "mesh.",
+    "grad_cache",
+    "model.attention",
     "data.threads",
     "data.workers",
     "data.prefetch",
@@ -49,6 +53,10 @@ def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
         )
     if config.data.workers < 0:
         raise UserError(f"config.data.workers must be at least 0, not {config.data.workers}.")
+    for name, seconds in config.run.items():
+        least = 0 if name in ("step_timeout", "pause_timeout") else 1
+        if seconds < least:
+            raise UserError(f"config.run.{name} must be at least {least} (seconds), not {seconds}.")
     total = in_samples(config.total_samples, "total_samples", size, epoch, None)
     if not total:
         raise UserError(
@@ -91,6 +99,27 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         raise UserError(
             f"The workdir {str(workdir)!r} cannot be written: {error.strerror}."
         ) from error
+
+
+def check_shared(workdir: Path, config: ConfigDict, patience: float = 60.0) -> None:
+    """Makes sure that this process sees the `config.json` that process 0 has just written with `claim`.
+
+    Args:
+      workdir: the run's directory.
+      config: the run's config.
+      patience: seconds; a network file system may show a new file late.
+
+    Raises:
+      UserError: it does not, so the processes do not share their workdir.
+    """
+    file, end = workdir / "config.json", time.monotonic() + patience
+    while not file.exists() or file.read_text() != to_json(config):
+        if time.monotonic() > end:
+            raise UserError(
+                f"This process does not see what process 0 has written to {str(file)!r}; the workdir must lie on a "
+                "file system that all processes of a job share."
+            )
+        time.sleep(0.2)
 
 
 def _check_same(file: Path, config: ConfigDict) -> None:

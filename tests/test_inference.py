@@ -67,15 +67,20 @@ def test_load_refusals(tiny_run, tmp_path):
         clipjax.load(tmp_path / "file.pt")
 
 
-def test_load_names_parameters_that_do_not_fit(tiny_run, tmp_path):
-    folder = tmp_path / "32"
+def changed_config(tiny_run, folder, change):
+    """A copy of the run's last checkpoint whose `model` section `change` has edited."""
     shutil.copytree(tiny_run / "checkpoints" / "32", folder)
     (file,) = (
         p for p in (folder / "meta").rglob("*") if p.is_file() and b"samples" in p.read_bytes()
     )
     meta = json.loads(file.read_text())
-    meta["config"]["model"]["embed_dim"] = 4
+    change(meta["config"]["model"])
     file.write_text(json.dumps(meta))
+    return folder
+
+
+def test_load_names_parameters_that_do_not_fit(tiny_run, tmp_path):
+    folder = changed_config(tiny_run, tmp_path / "32", lambda m: m.update(embed_dim=4))
     with pytest.raises(
         UserError, match=r"image_head/out/kernel has shape \[16, 8\].*wants \[16, 4\]"
     ):
@@ -193,7 +198,24 @@ def test_refused_tokens(model):
     with pytest.raises(UserError, match="whole numbers"):
         model.encode_tokens(np.array([[1.5, 2.0]]))
     with pytest.raises(UserError, match="at most 8 tokens, not 9"):
-        model.encode_tokens(np.zeros((1, 9), np.int32))
+        model.encode_tokens(np.full((1, 9), 49407))
+    with pytest.raises(UserError, match=r"Row 1 of the ids has no end token \(49407\)"):
+        model.encode_tokens(np.array([[5, 49407, 0], [5, 6, 7], [49407, 0, 0]]))
+
+
+def test_checkpoints_of_before_these_settings_load(tiny_run, model, tmp_path):
+    def older(section):
+        del section["attention"], section["quantize"]
+
+    found = clipjax.load(changed_config(tiny_run, tmp_path / "32", older))
+    np.testing.assert_array_equal(found.encode_text(TEXTS), model.encode_text(TEXTS))
+
+
+def test_attention_is_the_loading_machine_s_matter(tiny_run, model, tmp_path):
+    """The run's may have been a kernel that this machine does not run."""
+    path = changed_config(tiny_run, tmp_path / "32", lambda m: m.update(attention="splash"))
+    found = clipjax.load(path)
+    np.testing.assert_array_equal(found.encode_text(TEXTS), model.encode_text(TEXTS))
 
 
 def test_compute_dtype_can_be_chosen(tiny_run, model, pictures):

@@ -14,7 +14,7 @@ from clipjax.config import load_config
 from clipjax.defaults import base_config
 
 CONFIG = Path(__file__).parent / "configs" / "tiny.py"
-SPEEDS = ("samples_per_second", "mfu")
+SPEEDS = ("samples_per_second", "mfu", "goodput", "time/")
 
 
 def tiny_config(*overrides, steps=20):
@@ -35,7 +35,7 @@ def start(workdir, *overrides, steps=20, devices=1, output=subprocess.DEVNULL):
 def trajectory(workdir):
     """All lines of metrics.jsonl without the speeds, which no two runs share."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(SPEEDS)} for line in lines]
 
 
 def sample_ids(workdir):

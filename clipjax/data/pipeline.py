@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 
@@ -62,8 +61,8 @@ def batches(
     threads: int = 2,
     workers: int = 0,
     prefetch: int = 2,
-    host: int | None = None,
-    hosts: int | None = None,
+    host: int = 0,
+    hosts: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This host's part of every batch of samples [start, stop), as numpy arrays.
 
@@ -77,11 +76,9 @@ def batches(
       threads: decode in so many threads, of each process.
       workers: decode in so many processes instead of this one.
       prefetch: batches to read ahead.
-      host: number of this host, default that of JAX.
-      hosts: number of hosts, default that of JAX.
+      host: which of the equal parts of each batch to read.
+      hosts: how many parts there are.
     """
-    host = jax.process_index() if host is None else host
-    hosts = jax.process_count() if hosts is None else hosts
     view = HostView(stream, batch_size, start, stop, host, hosts)
     if not len(view):
         return iter(())
