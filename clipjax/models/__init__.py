@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 
 from clipjax import registry
 from clipjax.errors import UserError
+from clipjax.models import quantize
+from clipjax.models.attention import IMPLEMENTATIONS
+from clipjax.platform import target_platform
 
 IMAGE_TOWERS = {
     "vit": "clipjax.models.image:ViT",
@@ -25,6 +28,9 @@ MODELS = {"dual_encoder": "clipjax.models.dual_encoder:DualEncoder"}
 
 # Set once for the whole model in its own section, and handed to both towers.
 _DTYPES = ("dtype", "param_dtype")
+# The same for towers that have them: setting of the model -> (name in a tower, default). A text tower's own `attention`
+# says what a token may see.
+_HOW = {"attention": ("attention_impl", "auto"), "quantize": ("quantize", None)}
 _FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -35,12 +41,14 @@ def section(kind: str, table: Mapping[str, str], what: str, **settings: Any) -> 
       UserError: no such kind, or a setting that it does not have (with the nearest one).
     """
     module = registry.lookup(kind, table, what)
+    shared = () if table is MODELS else (*_DTYPES, *(name for name, _ in _HOW.values()))
     fields = {
         f.name: None if f.default is dataclasses.MISSING else f.default
         for f in dataclasses.fields(module)
-        if f.name
-        not in ("parent", "name", "image", "text", *(_DTYPES if table is not MODELS else ()))
+        if f.name not in ("parent", "name", "image", "text", *shared)
     }
+    if table is MODELS:
+        fields |= {k: default for k, (_, default) in _HOW.items()}
     for name in settings:
         if name not in fields:
             raise UserError(
@@ -65,7 +73,11 @@ def model_section(
     kind: str = "dual_encoder",
     **settings: Any,
 ) -> ConfigDict:
-    """Section `config.model`, with its towers. `dtype` "auto" is bfloat16 on accelerators and float32 on CPU."""
+    """Section `config.model`, with its towers.
+
+    `dtype` "auto" is bfloat16 on accelerators and float32 on CPU; `attention` is one of `attention.IMPLEMENTATIONS`,
+    `quantize` None or a kind of `quantize.KINDS`; all three are for both towers. See docs/precision.md.
+    """
     result = section(kind, MODELS, "model", **({"dtype": "auto"} | settings))
     result.image = image_section() if image is None else image
     result.text = text_section() if text is None else text
@@ -73,9 +85,9 @@ def model_section(
 
 
 def compute_dtype(name: str) -> str:
-    """What "auto" means on this machine."""
+    """What "auto" means on the target platform."""
     if name == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return "float32" if target_platform() == "cpu" else "bfloat16"
     if name not in _FLOATS:
         raise UserError(f"model.dtype must be auto, {', '.join(_FLOATS)}, not {name!r}.")
     return name
@@ -96,9 +108,18 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
     """The module of a `model` section.
 
     Raises:
-      UserError: an unknown kind or setting.
+      UserError: an unknown kind or setting, or a tower that cannot do what the model's settings ask for.
     """
-    settings = {k: v for k, v in dict(config).items() if k not in ("image", "text", "kind")}
+    # Checkpoints of before these settings have none.
+    how = {k: config.get(k, default) for k, (_, default) in _HOW.items()}
+    if how["attention"] not in IMPLEMENTATIONS:
+        raise UserError(
+            f"model.attention cannot be {how['attention']!r}"
+            f"{registry.nearest(how['attention'], IMPLEMENTATIONS)}."
+        )
+    quantize.check(how["quantize"])
+    apart = ("image", "text", "kind", *_HOW)
+    settings = {k: v for k, v in dict(config).items() if k not in apart}
     settings["dtype"] = compute_dtype(settings["dtype"])
     if settings["param_dtype"] not in _FLOATS:
         raise UserError(
@@ -110,12 +131,14 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
     def tower(part: str, table: Mapping[str, str]) -> nn.Module:
         options = dict(config[part])
         kind = options.pop("kind")
-        return registry.call(
-            registry.lookup(kind, table, f"{part} tower"),
-            options,
-            f"The {part} tower {kind!r}",
-            **dtypes,
-        )
+        module = registry.lookup(kind, table, f"{part} tower")
+        fields = {f.name for f in dataclasses.fields(module)}
+        if how["quantize"] is not None and "quantize" not in fields:
+            raise UserError(
+                f"The {part} tower {kind!r} cannot be quantised; set model.quantize to None."
+            )
+        given = dtypes | {n: how[k] for k, (n, _) in _HOW.items() if n in fields}
+        return registry.call(module, options, f"The {part} tower {kind!r}", **given)
 
     towers = {"image": tower("image", IMAGE_TOWERS), "text": tower("text", TEXT_TOWERS)}
     kind = config["kind"]

@@ -1,11 +1,19 @@
-"""Multi-head attention: self-attention for the blocks, and the scaled dot product they share with MAP pooling."""
+"""Multi-head attention: one function for every implementation, and self-attention for the blocks."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.extend import backend
 
 from clipjax.errors import UserError
 from clipjax.models.layers import Dense, LayerNorm, matmul, parameter
+from clipjax.platform import target_platform
+
+IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn", "splash")
+
+# Keys from which "auto" takes Splash on a TPU. With fewer, XLA's plain attention moves little and Splash's padding to
+# blocks of 128 (197 tokens become 256) costs more products than it saves traffic. See docs/precision.md.
+SPLASH_FROM = 1024
 
 
 def head_size(width: int, heads: int) -> int:
@@ -24,27 +32,153 @@ def dot_product_attention(
     key_BxMxHxd: jax.Array,
     value_BxMxHxd: jax.Array,
     mask: jax.Array | None = None,
+    *,
+    causal: bool = False,
+    implementation: str = "einsum",
 ) -> jax.Array:
     """softmax(q kT / sqrt(d)) v, with the softmax in float32.
+
+    A query that sees no key at all gets some finite average of the values; which one depends on the implementation.
 
     Args:
       query_BxNxHxd: queries.
       key_BxMxHxd: keys.
       value_BxMxHxd: values.
-      mask: bool, broadcastable to [B, H, N, M]; False entries get no attention.
+      mask: bool [1 or B, 1 or H, 1 or N, M]; False entries get no attention.
+      causal: whether query n sees only the keys up to n.
+      implementation: one of `IMPLEMENTATIONS`, see docs/precision.md.
 
     Returns:
       [B, N, H, d] in the dtype of the values.
+
+    Raises:
+      UserError: the implementation cannot do this, or does not run where the program will.
     """
-    # Heads before rows: one batched product over contiguous matrices, instead of a copy for each of them.
-    query, key, value = (x.swapaxes(1, 2) for x in (query_BxNxHxd, key_BxMxHxd, value_BxMxHxd))
-    logits_BxHxNxM = jnp.einsum(
-        "bhnd,bhmd->bhnm", query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32
-    )
+    arrays = query_BxNxHxd, key_BxMxHxd, value_BxMxHxd
+    chosen = choose(implementation, query_BxNxHxd, key_BxMxHxd, mask)
+    if chosen == "splash":
+        # Imported where it is needed: on TPUs, from an experimental part of JAX.
+        from clipjax.models.splash import splash_attention
+
+        return splash_attention(*arrays, mask, causal=causal)
+    if chosen == "einsum":
+        # Heads before rows: one batched product over contiguous matrices, instead of a copy for each of them.
+        heads_first = (x.swapaxes(1, 2) for x in arrays)
+        return _attend(*heads_first, _with_causal(mask, causal, query_BxNxHxd.shape[1])).swapaxes(
+            1, 2
+        )
+    if chosen == "cudnn" and mask is not None:
+        rows = query_BxNxHxd.shape[1]
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], rows, mask.shape[3]))
+    return jax.nn.dot_product_attention(*arrays, mask=mask, is_causal=causal, implementation=chosen)
+
+
+def choose(
+    implementation: str, query_BxNxHxd: jax.Array, key_BxMxHxd: jax.Array, mask: jax.Array | None
+) -> str:
+    """What "auto" means for these shapes on the target platform; other names pass if they can work.
+
+    Raises:
+      UserError: the implementation cannot work here; the reason is named.
+    """
+    platform = target_platform()
+    obstacles = {
+        "cudnn": _cudnn_obstacle(query_BxNxHxd, mask, platform),
+        "splash": _splash_obstacle(mask, platform),
+    }
+    if implementation == "auto":
+        if obstacles["cudnn"] is None and mask is None:
+            return "cudnn"
+        if obstacles["splash"] is None and key_BxMxHxd.shape[1] >= SPLASH_FROM:
+            return "splash"
+        return "einsum"
+    obstacle = obstacles.get(implementation)
+    if obstacle is not None:
+        raise UserError(f"model.attention={implementation!r} {obstacle}; use 'auto' or 'einsum'.")
+    return implementation
+
+
+def _cudnn_obstacle(query: jax.Array, mask: jax.Array | None, platform: str) -> str | None:
+    """Why cuDNN's fused attention cannot be used, None if it can (the conditions of jax's own checks)."""
+    tokens, _, size = query.shape[1:]
+    if platform != "gpu":
+        return f"runs on NVIDIA GPUs, and this program is made for {platform}"
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"computes in bfloat16 or float16, not {query.dtype}"
+    if size % 8 or size > 128:
+        return f"takes heads of a width up to 128 that 8 divides, not {size}"
+    if mask is not None and (tokens % 2 or mask.shape[3] % 2):
+        return f"takes a mask only over an even number of tokens, not {tokens}"
+    if not has_cudnn():
+        return "can be compiled only on a machine that has an NVIDIA GPU (Ampere or later)"
+    return None
+
+
+def _splash_obstacle(mask: jax.Array | None, platform: str) -> str | None:
+    """Why the Splash kernel cannot be used, None if it can."""
+    if platform != "tpu":
+        return f"runs on TPUs, and this program is made for {platform}"
+    if mask is not None and mask.shape[1:3] != (1, 1):
+        return "takes masks of keys only, the same for every head and query"
+    return None
+
+
+def has_cudnn() -> bool:
+    """Whether this process has an NVIDIA GPU that cuDNN's fused attention runs on."""
+    if "cuda" not in backend.get_backend().platform_version:
+        return False
+    return float(jax.local_devices()[0].compute_capability) >= 8.0
+
+
+def _with_causal(mask: jax.Array | None, causal: bool, tokens: int) -> jax.Array | None:
+    if not causal:
+        return mask
+    triangle = jnp.tril(jnp.ones((tokens, tokens), bool))[None, None]
+    return triangle if mask is None else triangle & mask
+
+
+@jax.custom_vjp
+def _attend(
+    query_BxHxNxd: jax.Array,
+    key_BxHxMxd: jax.Array,
+    value_BxHxMxd: jax.Array,
+    mask: jax.Array | None,
+) -> jax.Array:
+    """Attention as two batched products, [B, H, N, d].
+
+    The derivative is written out for two reasons. Autodiff multiplies the float32 gradient of the logits by bfloat16
+    keys, a product of mixed dtypes; here every product has operands of the compute dtype and is summed in float32.
+    And autodiff keeps the float32 softmax beside its cast; here only the weights in the compute dtype are kept, a third
+    of the memory in bfloat16.
+    """
+    return _forward(query_BxHxNxd, key_BxHxMxd, value_BxHxMxd, mask)[0]
+
+
+def _forward(query, key, value, mask):
+    logits = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=jnp.float32)
+    logits = logits * query.shape[-1] ** -0.5
     if mask is not None:
-        logits_BxHxNxM = jnp.where(mask, logits_BxHxNxM, jnp.finfo(jnp.float32).min)
-    weights_BxHxNxM = jax.nn.softmax(logits_BxHxNxM, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhnm,bhmd->bhnd", weights_BxHxNxM, value).swapaxes(1, 2)
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    y = jnp.einsum("bhnm,bhmd->bhnd", weights, value)
+    return y, (query, key, value, mask, weights)
+
+
+def _backward(residuals, dy):
+    query, key, value, mask, weights = residuals
+    dvalue = jnp.einsum("bhnm,bhnd->bhmd", weights, dy)
+    dweights = jnp.einsum("bhnd,bhmd->bhnm", dy, value, preferred_element_type=jnp.float32)
+    weights = weights.astype(jnp.float32)
+    dlogits = weights * (dweights - jnp.sum(weights * dweights, axis=-1, keepdims=True))
+    if mask is not None:  # matters only where a query sees nothing: its weights are constant
+        dlogits = jnp.where(mask, dlogits, 0.0)
+    dlogits = (dlogits * query.shape[-1] ** -0.5).astype(query.dtype)
+    dquery = jnp.einsum("bhnm,bhmd->bhnd", dlogits, key)
+    dkey = jnp.einsum("bhnm,bhnd->bhmd", dlogits, query)
+    return dquery, dkey, dvalue, None
+
+
+_attend.defvjp(_forward, _backward)
 
 
 class SelfAttention(nn.Module):
@@ -54,12 +188,18 @@ class SelfAttention(nn.Module):
       heads: number of heads, a divisor of the width.
       qk_norm: LayerNorm over each head's queries and keys (Dehghani et al. 2023, ViT-22B, section 2.1).
       out_std: standard deviation of the output kernel's initialisation.
+      causal: whether a token sees only itself and those before it.
+      attention_impl: what computes it, one of `IMPLEMENTATIONS`.
+      quantize: see `layers.matmul`; for the two projections.
     """
 
     heads: int
     qk_norm: bool = False
     out_std: float | None = None
     eps: float = 1e-5
+    causal: bool = False
+    attention_impl: str = "einsum"
+    quantize: str | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -86,7 +226,9 @@ class SelfAttention(nn.Module):
             self.param_dtype,
         )
         qkv = matmul(
-            x_BxNxW.astype(self.dtype), kernel.astype(self.dtype).reshape(width, 3 * width)
+            x_BxNxW.astype(self.dtype),
+            kernel.astype(self.dtype).reshape(width, 3 * width),
+            self.quantize,
         )
         qkv = qkv + bias.astype(self.dtype).reshape(3 * width)
         heads = (*x_BxNxW.shape[:-1], self.heads, size)
@@ -94,7 +236,14 @@ class SelfAttention(nn.Module):
         if self.qk_norm:
             query = LayerNorm(self.eps, name="query_norm", **dtypes)(query)
             key = LayerNorm(self.eps, name="key_norm", **dtypes)(key)
-        y = dot_product_attention(query, key, value, mask).reshape(x_BxNxW.shape)
-        return Dense(width, ("heads", "embed"), self.out_std or width**-0.5, name="out", **dtypes)(
-            y
+        y = dot_product_attention(
+            query, key, value, mask, causal=self.causal, implementation=self.attention_impl
         )
+        return Dense(
+            width,
+            ("heads", "embed"),
+            self.out_std or width**-0.5,
+            quantize=self.quantize,
+            name="out",
+            **dtypes,
+        )(y.reshape(x_BxNxW.shape))

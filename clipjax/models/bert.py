@@ -7,20 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from clipjax.errors import UserError
-from clipjax.models.attention import head_size
+from clipjax.models.attention import dot_product_attention, head_size
+from clipjax.models.layers import Dense, activation
 
-
-def _dense(width: int, axes: tuple[str, str], dtype: Any, name: str) -> nn.Dense:
-    """A dense layer whose kernel [in, out] names its axes for sharding."""
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
-    bias = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
-    return nn.Dense(width, dtype=dtype, kernel_init=init, bias_init=bias, name=name)
+INIT_STD = 0.02
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over the tokens of `mask_BxL`."""
+    """Multi-head self-attention over the tokens of `mask_BxL`. Settings as in `Bert`."""
 
     heads: int
+    attention_impl: str = "einsum"
+    quantize: str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -28,33 +26,45 @@ class SelfAttention(nn.Module):
         """Maps [B, L, W] to [B, L, W]; keys where the mask is False get no weight."""
         batch, length, width = x_BxLxW.shape
 
+        how = dict(quantize=self.quantize, dtype=self.dtype)
+
         def project(name: str) -> jax.Array:
-            y = _dense(width, ("embed", "heads"), self.dtype, name)(x_BxLxW)
+            y = Dense(width, ("embed", "heads"), INIT_STD, name=name, **how)(x_BxLxW)
             return y.reshape(batch, length, self.heads, width // self.heads)
 
-        query, key, value = project("query"), project("key"), project("value")
-        y_BxLxHxK = jax.nn.dot_product_attention(query, key, value, mask=mask_BxL[:, None, None, :])
+        y_BxLxHxK = dot_product_attention(
+            project("query"),
+            project("key"),
+            project("value"),
+            mask_BxL[:, None, None, :],
+            implementation=self.attention_impl,
+        )
         y_BxLxW = y_BxLxHxK.reshape(batch, length, width)
-        return _dense(width, ("heads", "embed"), self.dtype, "out")(y_BxLxW)
+        return Dense(width, ("heads", "embed"), INIT_STD, name="out", **how)(y_BxLxW)
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each added to its input and then normalised."""
+    """Attention and MLP, each added to its input and then normalised. Settings as in `Bert`."""
 
     heads: int
     mlp_dim: int
     norm_epsilon: float
+    attention_impl: str = "einsum"
+    quantize: str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:
         """Maps [B, L, W] to [B, L, W]."""
         width = x_BxLxW.shape[-1]
-        y = SelfAttention(self.heads, self.dtype, name="attention")(x_BxLxW, mask_BxL)
+        how = dict(quantize=self.quantize, dtype=self.dtype)
+        y = SelfAttention(self.heads, attention_impl=self.attention_impl, name="attention", **how)(
+            x_BxLxW, mask_BxL
+        )
         x = nn.LayerNorm(self.norm_epsilon, dtype=jnp.float32, name="attention_norm")(x_BxLxW + y)
-        y = _dense(self.mlp_dim, ("embed", "mlp"), self.dtype, "mlp_in")(x)
-        y = nn.gelu(y, approximate=False)
-        y = _dense(width, ("mlp", "embed"), self.dtype, "mlp_out")(y)
+        y = Dense(self.mlp_dim, ("embed", "mlp"), INIT_STD, name="mlp_in", **how)(x)
+        y = activation("gelu")(y)
+        y = Dense(width, ("mlp", "embed"), INIT_STD, name="mlp_out", **how)(y)
         return nn.LayerNorm(self.norm_epsilon, dtype=jnp.float32, name="mlp_norm")(x + y)
 
 
@@ -67,6 +77,7 @@ class Bert(nn.Module):
     Attributes:
         length: tokens of the texts that the pipeline makes, at most `max_positions`.
         norm_epsilon: of every layer norm.
+        attention_impl, quantize: see clipjax/models/attention.py and quantize.py.
         dtype: of the matrix products; norms, softmax and outputs are float32.
         param_dtype: every tower takes it; the parameters of this one are always float32.
     """
@@ -81,6 +92,8 @@ class Bert(nn.Module):
     type_vocab: int = 2
     pad_id: int = 0
     norm_epsilon: float = 1e-12
+    attention_impl: str = "einsum"
+    quantize: str | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -128,7 +141,13 @@ class Bert(nn.Module):
             mask_BxL = mask_BxL & mask
         for index in range(self.depth):
             layer = Layer(
-                self.heads, self.mlp_dim, self.norm_epsilon, self.dtype, name=f"layer_{index}"
+                self.heads,
+                self.mlp_dim,
+                self.norm_epsilon,
+                self.attention_impl,
+                self.quantize,
+                self.dtype,
+                name=f"layer_{index}",
             )
             x = layer(x, mask_BxL)
         weight_BxLx1 = mask_BxL[..., None].astype(jnp.float32)

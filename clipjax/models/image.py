@@ -11,6 +11,7 @@ from clipjax.errors import UserError
 from clipjax.models.layers import LayerNorm, activation, matmul, parameter
 from clipjax.models.pooling import MapPool
 from clipjax.models.transformer import Transformer
+from clipjax.platform import target_platform
 from clipjax.registry import nearest
 
 
@@ -130,7 +131,7 @@ class Conv3x3(nn.Module):
             self, "kernel", init, shape, (None, None, None, "embed"), self.param_dtype
         )
         kernel = kernel.astype(self.dtype)
-        if jax.default_backend() == "cpu":
+        if target_platform() == "cpu":
             return self._unfolded(x_BxHxWxC, kernel)
         return jax.lax.conv_general_dilated(
             x_BxHxWxC,
@@ -169,7 +170,7 @@ class ViT(nn.Module):
       patch_dropout: fraction of patches left out while training (FLIP).
       layer_scale: initial gain of each residual branch, None for none.
       registers: learned extra tokens that are thrown away (Darcet et al. 2024).
-      qk_norm, remat, unroll: see `Transformer`.
+      qk_norm, remat, unroll, attention_impl, quantize: see `Transformer`.
     """
 
     size: int = 224
@@ -192,6 +193,8 @@ class ViT(nn.Module):
     eps: float = 1e-5
     remat: str = "none"
     unroll: int = 1
+    attention_impl: str = "einsum"
+    quantize: str | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -272,6 +275,8 @@ class ViT(nn.Module):
             self.qk_norm,
             self.remat,
             self.unroll,
+            attention_impl=self.attention_impl,
+            quantize=self.quantize,
             name="transformer",
             **dtypes,
         )(x)

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from clipjax.errors import UserError
 from clipjax.models.activations import ACTIVATIONS
+from clipjax.models.quantize import quantized_matmul
 from clipjax.registry import nearest
 
 
@@ -36,13 +37,16 @@ def parameter(
     )
 
 
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def matmul(x: jax.Array, kernel: jax.Array, quantize: str | None = None) -> jax.Array:
     """`x @ kernel` over the last axis of x: [..., W] x [W, F] -> [..., F].
+
+    With `quantize`, a kind of clipjax/models/quantize.py, the product is done in 8 bits.
 
     As one matrix of rows: for more than two axes XLA's CPU backend copies transposed operands for the kernel's
     gradient, which costs an eighth of a whole step (docs/speed.md).
     """
-    y = x.reshape(-1, x.shape[-1]) @ kernel
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ kernel if quantize is None else quantized_matmul(rows, kernel, quantize)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -53,12 +57,14 @@ class Dense(nn.Module):
       features: output width.
       axes: logical names of the kernel's two axes.
       std: standard deviation of the normal initialisation.
+      quantize: see `matmul`.
     """
 
     features: int
     axes: tuple[str | None, str | None]
     std: float
     use_bias: bool = True
+    quantize: str | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -69,7 +75,7 @@ class Dense(nn.Module):
         kernel = parameter(
             self, "kernel", nn.initializers.normal(self.std), shape, self.axes, self.param_dtype
         )
-        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.quantize)
         if self.use_bias:
             bias = parameter(
                 self, "bias", nn.initializers.zeros, shape[1:], self.axes[1:], self.param_dtype
@@ -100,11 +106,12 @@ class LayerNorm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense, activation, Dense."""
+    """Dense, activation, Dense; `quantize` as in `matmul`."""
 
     mlp_dim: int
     activation: str = "gelu"
     out_std: float | None = None
+    quantize: str | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -112,9 +119,9 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., W] -> [..., W]."""
         width = x.shape[-1]
-        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        x = Dense(self.mlp_dim, ("embed", "mlp"), (2 * width) ** -0.5, name="fc_in", **dtypes)(x)
+        how = dict(quantize=self.quantize, dtype=self.dtype, param_dtype=self.param_dtype)
+        x = Dense(self.mlp_dim, ("embed", "mlp"), (2 * width) ** -0.5, name="fc_in", **how)(x)
         x = activation(self.activation)(x)
         return Dense(
-            width, ("mlp", "embed"), self.out_std or self.mlp_dim**-0.5, name="fc_out", **dtypes
+            width, ("mlp", "embed"), self.out_std or self.mlp_dim**-0.5, name="fc_out", **how
         )(x)

@@ -19,6 +19,7 @@ class TextTransformer(nn.Module):
       attention: "causal" (CLIP) or "full" (SigLIP, CLIPA).
       pool: "eot" (first end-of-text token), "last" (last position, padding or not), or "map".
       end_token: id of the end-of-text token, for pool="eot".
+      attention_impl, quantize: see `Transformer`.
     """
 
     length: int = 77
@@ -36,6 +37,8 @@ class TextTransformer(nn.Module):
     eps: float = 1e-5
     remat: str = "none"
     unroll: int = 1
+    attention_impl: str = "einsum"
+    quantize: str | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -88,10 +91,6 @@ class TextTransformer(nn.Module):
             self.param_dtype,
         )
         x = (embedding[text_BxL] + position[:length]).astype(self.dtype)
-        attend = None if mask is None else mask[:, None, None, :]
-        if self.attention == "causal":
-            causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-            attend = causal if attend is None else causal & attend
         mlp_dim = round(self.mlp_ratio * self.width)
         x = Transformer(
             self.depth,
@@ -103,9 +102,12 @@ class TextTransformer(nn.Module):
             self.qk_norm,
             self.remat,
             self.unroll,
+            self.attention == "causal",
+            self.attention_impl,
+            self.quantize,
             name="transformer",
             **dtypes,
-        )(x, attend)
+        )(x, None if mask is None else mask[:, None, None, :])
         x = LayerNorm(self.eps, name="norm_post", **dtypes)(x)
         if self.pool == "eot":
             pooled = token_at(x, jnp.argmax(text_BxL == self.end_token, axis=1))

@@ -35,7 +35,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Settings as in `Transformer`."""
 
     heads: int
     mlp_dim: int
@@ -44,6 +44,9 @@ class Block(nn.Module):
     eps: float = 1e-5
     layer_scale: float | None = None
     qk_norm: bool = False
+    causal: bool = False
+    attention_impl: str = "einsum"
+    quantize: str | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -56,14 +59,22 @@ class Block(nn.Module):
 
         x = constrain(x_BxNxW, "batch", None, None)
         y = LayerNorm(self.eps, name="norm_1", **dtypes)(x)
-        y = SelfAttention(self.heads, self.qk_norm, out_std, self.eps, name="attention", **dtypes)(
-            y, mask
-        )
+        y = SelfAttention(
+            self.heads,
+            self.qk_norm,
+            out_std,
+            self.eps,
+            self.causal,
+            self.attention_impl,
+            self.quantize,
+            name="attention",
+            **dtypes,
+        )(y, mask)
         if self.layer_scale is not None:
             y = LayerScale(self.layer_scale, name="scale_1", **dtypes)(y)
         x = x + y
         y = LayerNorm(self.eps, name="norm_2", **dtypes)(x)
-        y = Mlp(self.mlp_dim, self.activation, out_std, name="mlp", **dtypes)(y)
+        y = Mlp(self.mlp_dim, self.activation, out_std, self.quantize, name="mlp", **dtypes)(y)
         if self.layer_scale is not None:
             y = LayerScale(self.layer_scale, name="scale_2", **dtypes)(y)
         return constrain(x + y, "batch", None, None), None
@@ -78,6 +89,7 @@ class Transformer(nn.Module):
     Attributes:
       remat: what the backward pass recomputes, a key of `REMAT`.
       unroll: layers per scan step; 0 means all.
+      causal, attention_impl, quantize: see `SelfAttention`; `quantize` is for the MLPs too.
     """
 
     depth: int
@@ -89,6 +101,9 @@ class Transformer(nn.Module):
     qk_norm: bool = False
     remat: str = "none"
     unroll: int = 1
+    causal: bool = False
+    attention_impl: str = "einsum"
+    quantize: str | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -120,6 +135,9 @@ class Transformer(nn.Module):
             self.eps,
             self.layer_scale,
             self.qk_norm,
+            self.causal,
+            self.attention_impl,
+            self.quantize,
             self.dtype,
             self.param_dtype,
             name="blocks",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformer_oracle as oracle
+from program import product_dtypes
 
 from clipjax.errors import UserError
 from clipjax.fields import OUTPUTS
@@ -195,3 +196,57 @@ def test_gradient_of_a_dead_tower_is_finite(params):
 
     for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(dead)):
         assert bool(jnp.isfinite(leaf).all())
+
+
+def training_loss(module, params, batch):
+    """The softmax loss, in float32."""
+    outputs = module.apply({"params": params}, batch, train=True)
+    logits = outputs["logit_scale"] * outputs["image_embedding"] @ outputs["text_embedding"].T
+    return -jnp.mean(jnp.diag(jax.nn.log_softmax(logits)))
+
+
+@pytest.fixture(scope="module")
+def larger():
+    """(model, its parameters, a batch): large enough for averages to mean something."""
+    tower = dict(width=32, depth=2, heads=2, qk_norm=True)
+    image = ViT(size=16, patch=4, pool="map", **tower)
+    text = TextTransformer(length=6, vocab_size=40, end_token=39, **tower)
+    batch = {
+        "image": RNG.integers(0, 256, (8, 16, 16, 3), np.uint8),
+        "text": np.where(np.arange(6) == 4, 39, RNG.integers(1, 39, (8, 6))).astype(np.int32),
+        "sample_seed": np.arange(8, dtype=np.uint32),
+    }
+    model = DualEncoder(image, text, embed_dim=16)
+    return model, oracle.random_params(model, batch), batch
+
+
+def half(model):
+    towers = {t: getattr(model, t).clone(dtype="bfloat16") for t in ("image", "text")}
+    return model.clone(dtype="bfloat16", **towers)
+
+
+def test_half_precision_trains_in_the_same_direction(larger):
+    model, params, batch = larger
+
+    def run(module):
+        loss = lambda p: training_loss(module, p, batch)  # noqa: E731
+        value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+        leaves = jax.tree.leaves(gradient)
+        assert {x.dtype for x in leaves} == {jnp.dtype("float32")}
+        return float(value), np.concatenate([np.ravel(x) for x in leaves])
+
+    (exact, wanted), (value, found) = run(model), run(half(model))
+    assert 0 < abs(value - exact) < 0.01 * exact
+    assert wanted @ found / np.linalg.norm(wanted) / np.linalg.norm(found) > 0.999
+    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+def test_half_precision_has_no_other_products(larger):
+    """All operands are bfloat16, forward and backward; only the loss multiplies embeddings in float32."""
+    model, params, batch = larger
+    found = product_dtypes(jax.grad(lambda p: training_loss(half(model), p, batch)), params)
+    assert found.pop(("float32",) * 3) == 3
+    assert {pair[:2] for pair in found} == {("bfloat16", "bfloat16")}
+    exact = product_dtypes(jax.grad(lambda p: training_loss(model, p, batch)), params)
+    assert set(exact) == {("float32",) * 3}
+    assert exact.total() == found.total() + 3

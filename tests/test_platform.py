@@ -1,0 +1,35 @@
+"""For which platform programs are traced."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from clipjax.models import compute_dtype
+from clipjax.models.image import Conv3x3
+from clipjax.platform import compiling_for, target_platform
+
+
+def test_the_target_is_this_machine_unless_told():
+    assert target_platform() == "cpu" == jax.default_backend()
+    with compiling_for("tpu"):
+        with compiling_for("gpu"):
+            assert target_platform() == "gpu"
+        assert target_platform() == "tpu"
+    assert target_platform() == "cpu"
+    with pytest.raises(ZeroDivisionError), compiling_for("tpu"):
+        _ = 1 / 0
+    assert target_platform() == "cpu"
+
+
+def test_models_are_made_for_the_target():
+    image = jnp.zeros((1, 8, 8, 3))
+    convolution = "conv_general_dilated"
+    for platform, dtype in (("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")):
+        with compiling_for(platform):
+            assert compute_dtype("auto") == dtype
+            assert compute_dtype("float16") == "float16"
+            module = Conv3x3(4)
+            params = jax.eval_shape(module.init, jax.random.key(0), image)
+            program = str(jax.make_jaxpr(lambda p, x, m=module: m.apply(p, x))(params, image))
+            # On a CPU a product over shifted pictures is faster.
+            assert (convolution in program) is (platform != "cpu")
