@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipjax.errors import UserError
 
@@ -66,16 +66,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the batch axis is cut."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a batch that does not divide over the mesh."""
-    if batch_size % batch_shards(mesh):
+def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, grad_cache: int = 1) -> None:
+    """Refuses a batch that does not divide over the mesh, and there into `grad_cache` micro-batches."""
+    if grad_cache < 1:
+        raise UserError(f"config.grad_cache must be at least 1, not {grad_cache}.")
+    shards = batch_shards(mesh)
+    if batch_size % shards:
+        raise UserError(f"config.batch_size = {batch_size} does not divide over {shards} devices.")
+    if batch_size % (shards * grad_cache):
         raise UserError(
-            f"config.batch_size = {batch_size} does not divide over {batch_shards(mesh)} devices."
+            f"config.batch_size = {batch_size} does not divide into config.grad_cache = {grad_cache} micro-batches on "
+            f"each of {shards} device(s); choose a multiple of {shards * grad_cache}."
         )
 
 

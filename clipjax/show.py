@@ -45,7 +45,7 @@ def show(config: ConfigDict) -> int:
     epoch = sum(len(make_source(entry, name)) for name, entry in config.data.sources.items())
     config = resolve(config, epoch)
     mesh, remark = _mesh(config.mesh)
-    check_batch(config.batch_size, mesh)
+    check_batch(config.batch_size, mesh, config.grad_cache)
     model, optimizer, rate = make_parts(config)
     state = abstract_state(model, config, optimizer, mesh)
     params = rules.paths(state.params)

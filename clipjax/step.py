@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from clipjax import optim, registry, rules
 from clipjax.errors import UserError
+from clipjax.gradient_cache import value_and_grad
 from clipjax.losses import KINDS
 from clipjax.mesh import parameter_shardings, replicated
 from clipjax.models import example_batch, make_model, matmul_precision
@@ -121,14 +122,18 @@ def make_step(
     def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         trained, frozen, _ = optim.split(state.params, settings["freeze"])
 
-        def objective(trained: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-            outputs = model.apply({"params": rules.tree(trained | frozen)}, batch, train=True)
+        def encode(trained: dict[str, jax.Array], rows: Mapping[str, jax.Array]) -> Any:
+            return model.apply({"params": rules.tree(trained | frozen)}, rows, train=True)
+
+        def objective(outputs: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             samples = state.step.astype(jnp.float32) * batch_size
             total, metrics = losses(outputs, batch, samples)
             scalars = {k: outputs[k] for k in ("logit_scale", "logit_bias") if k in outputs}
             return total, metrics | scalars
 
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+        (loss, metrics), grads = value_and_grad(
+            encode, objective, trained, batch, config["grad_cache"]
+        )
         updates, new_optimizer = optimizer.update(grads, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
         params = optim.clip_values(rules.tree(trained | frozen), settings["clip_values"])
