@@ -1,12 +1,13 @@
-"""The command line: `clipjax train | eval | embed | show`. Arguments are parsed here; the work is done elsewhere."""
+"""The command line: `clipjax train | eval | embed | show | plan`. It only parses arguments."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
-from clipjax.errors import UserError
+from clipjax.errors import SharedError, UserError
 from clipjax.huge_pages import restart_with_huge_pages
 
 
@@ -18,14 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.command} takes no --config.* overrides")
-    if argv is None and args.command != "show":
+    if argv is None and args.command not in ("show", "plan"):
         restart_with_huge_pages()
     # Orbax tells on standard error how long it waited and the like; its errors still show.
     logging.set_verbosity(logging.ERROR)
     try:
         return args.run(args, overrides)
     except UserError as error:
-        print(f"clipjax {args.command}: {error}", file=sys.stderr)
+        if not isinstance(error, SharedError) or _speaks():
+            print(f"clipjax {args.command}: {error}", file=sys.stderr)
         return 2
 
 
@@ -42,6 +44,11 @@ def _parser() -> argparse.ArgumentParser:
         "--config", required=True, metavar="FILE[:arg]", help="a Python file with get_config(arg)"
     )
     train.add_argument("--workdir", required=True, metavar="DIR", help="the run's directory")
+    train.add_argument(
+        "--profile",
+        metavar="STEPS",
+        help="trace these steps of this start, A or A-B, such as 10-14",
+    )
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("eval", help="run the evaluators of a checkpoint's config")
@@ -74,7 +81,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.set_defaults(run=_show)
 
-    for command in (train, show):
+    plan = commands.add_parser(
+        "plan", help="compile a config for machines one does not have, and say what it costs there"
+    )
+    plan.add_argument(
+        "--config", required=True, metavar="FILE[:arg]", help="a Python file with get_config(arg)"
+    )
+    plan.add_argument(
+        "--topology", required=True, metavar="KIND:SHAPE", help="v5e:16x16, v5p:512, h100:8, cpu:8"
+    )
+    plan.add_argument(
+        "--slices", type=int, default=1, metavar="N", help="so many TPU slices of that shape"
+    )
+    ways = plan.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--sweep", action="store_true", help="compare meshes and remat policies, and recommend"
+    )
+    ways.add_argument(
+        "--largest-batch", action="store_true", help="find the largest batch that fits"
+    )
+    plan.add_argument("--json", metavar="FILE", help="write everything that is printed")
+    plan.set_defaults(run=_plan)
+
+    for command in (train, evaluate):
+        job = command.add_argument_group(
+            "several processes",
+            "SLURM, MPI and GKE's TPUs are recognised by themselves; see docs/launch.md.",
+        )
+        job.add_argument(
+            "--coordinator",
+            metavar="HOST:PORT",
+            help="process 0, the same for all; 'auto' lets JAX find the cluster",
+        )
+        job.add_argument("--num-processes", type=int, metavar="N", help="processes of the job")
+        job.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+
+    for command in (train, show, plan):
         command.epilog = "Any field can be overridden: --config.model.image.depth=6"
     return parser
 
@@ -86,24 +128,55 @@ def _load_config(args: argparse.Namespace, overrides: Sequence[str]):
     return load_config(args.config, base_config(), overrides)
 
 
+def _join(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Joins the job of several processes that this one may be part of."""
+    from clipjax import distributed
+
+    distributed.start(
+        args.coordinator,
+        args.num_processes,
+        args.process_id,
+        start_timeout=settings["start_timeout"],
+        heartbeat_timeout=settings["heartbeat_timeout"],
+    )
+
+
+def _speaks() -> bool:
+    """Whether this process prints what all processes of its job have to say."""
+    from clipjax.distributed import first
+
+    return first()
+
+
 def _train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from clipjax.commands import show_run
-    from clipjax.train import Stopped, train
+    from clipjax.signals import Stopped
+    from clipjax.train import train
+    from clipjax.watchdog import guard
 
+    config = _load_config(args, overrides)
+    _join(args, config.run)
     try:
-        train(_load_config(args, overrides), args.workdir)
+        with guard(args.workdir):
+            train(config, args.workdir, args.profile)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        if _speaks():
+            print(stopped, file=sys.stderr)
         return stopped.status
-    show_run(args.workdir)
+    if _speaks():
+        show_run(args.workdir)
     return 0
 
 
 def _eval(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     del overrides
     from clipjax.commands import evaluate
+    from clipjax.defaults import base_config
+    from clipjax.watchdog import guard
 
-    return evaluate(args.checkpoint, args.suite, args.output)
+    _join(args, base_config().run)
+    with guard(args.checkpoint):
+        return evaluate(args.checkpoint, args.suite, args.output)
 
 
 def _embed(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -111,6 +184,22 @@ def _embed(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from clipjax.commands import embed
 
     return embed(args.checkpoint, args.images, args.texts, args.output, skip_bad=args.skip_bad)
+
+
+def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from clipjax.plan.topology import prepare
+
+    prepare(args.topology)
+    from clipjax.plan.report import run
+
+    return run(
+        _load_config(args, overrides),
+        args.topology,
+        args.slices,
+        sweep=args.sweep,
+        largest=args.largest_batch,
+        output=args.json,
+    )
 
 
 def _show(args: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Count the FLOPs of a program, and know the peaks of devices.
+"""Count the FLOPs of a program.
 
 `count` walks the program that JAX traced: matrix products and convolutions, 2 FLOPs a multiply-add, a scan's body as
 often as it runs. XLA's own cost analysis counts a scan's body once, and includes what rematerialisation repeats.
@@ -11,31 +11,10 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# Dense peak in TFLOP/s of one device in bfloat16, by what JAX calls the device. Only devices whose figure has been
-# looked up stand here: an H100 of another form (PCIe, NVL) is slower than the SXM one and has no entry.
-PEAK_BF16 = {
-    "NVIDIA A100": 312.0,
-    "NVIDIA H100 80GB HBM3": 989.4,
-    "NVIDIA H200": 989.4,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5p": 459.0,
-    "TPU v5": 459.0,
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
-}
-
 
 def count(function: Callable[..., Any], *args: Any) -> int:
     """FLOPs of the matrix products and convolutions of `function(*args)`; args may be ShapeDtypeStructs."""
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def peak(device: jax.Device) -> float | None:
-    """FLOP/s of a device in bfloat16, None if not known (a CPU, say)."""
-    kind = device.device_kind
-    matches = [name for name in PEAK_BF16 if kind.startswith(name)]
-    return PEAK_BF16[max(matches, key=len)] * 1e12 if matches else None
 
 
 def _count(jaxpr: core.Jaxpr) -> int:

@@ -77,11 +77,11 @@ class _Program:
         for name in reversed(self.computations):
             if times[name]:
                 for instruction in self.computations[name]:
-                    for callee, factor in self._calls(instruction):
+                    for callee, factor in self.calls(instruction):
                         times[callee] += factor * times[name]
         return times
 
-    def _calls(self, instruction: _Instruction) -> Iterator[tuple[str, int]]:
+    def calls(self, instruction: _Instruction) -> Iterator[tuple[str, int]]:
         """(computation, how often) for what an instruction calls; each branch of a conditional counts once."""
         attributes = instruction.attributes
         if instruction.opcode == "while":
@@ -117,7 +117,7 @@ class _Program:
     def _closure(self, name: str) -> Iterator[_Instruction]:
         for instruction in self.computations[name]:
             yield instruction
-            for called, _ in self._calls(instruction):
+            for called, _ in self.calls(instruction):
                 yield from self._closure(called)
 
     def running(self) -> Iterator[tuple[_Instruction, dict[str, str], int, str]]:
@@ -169,6 +169,93 @@ def matmul_flops(text: str) -> int:
     """FLOPs of one device's matrix products and convolutions, a multiply-add as two."""
     program = _Program(text)
     return sum(times * _flops(i, shapes) for i, shapes, times, _ in program.running())
+
+
+# They move nothing by themselves, or what they call is counted instead.
+_FREE = {
+    *(
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+    ),
+    *(
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "iota",
+        "optimization-barrier",
+        "copy-done",
+        "custom-call-done",
+    ),
+}
+
+
+def memory_traffic(text: str) -> int:
+    """Bytes that one device reads from and writes to its memory: operands and results of all that runs, loops included.
+
+    An upper estimate, as if nothing stayed in a cache between two instructions. Of an array that is only sliced (the
+    stacked parameters of a scan) a slice counts, and arrays in a TPU's on-chip memory do not.
+    """
+    program = _Program(text)
+    fused = {
+        name
+        for instructions in program.computations.values()
+        for i in instructions
+        if i.opcode == "fusion"
+        for name, _ in program.calls(i)
+    }
+    total = 0
+    for i, shapes, times, computation in program.running():
+        if computation in fused or i.opcode in _FREE or i.opcode.endswith(("-done", "-update")):
+            continue
+        inner = []
+        if i.opcode == "fusion":
+            inner = program.computations[next(name for name, _ in program.calls(i))]
+        elif i.opcode in ("dynamic-slice", "dynamic-update-slice"):
+            inner = [i]
+        total += times * _touched(i, shapes, inner)
+    return total
+
+
+def _touched(i: _Instruction, shapes: dict[str, str], inner: list[_Instruction]) -> int:
+    """Bytes of an instruction's operands and result; of what `inner` only slices or updates, the slices."""
+    operands = _names(i.operands)
+    if inner == [i]:
+        names = dict(enumerate(operands))
+        within = shapes
+    else:
+        names = {int(p.operands): p.name for p in inner if p.opcode == "parameter"}
+        within = {p.name: p.shape for p in inner}
+    result, total = _off_chip(i.shape), 0
+    for number, operand in enumerate(operands):
+        size = _off_chip(shapes.get(operand, ""))
+        users = [p for p in inner if names.get(number) in _names(p.operands)]
+        slices = [p for p in users if p.opcode == "dynamic-slice"]
+        updates = [
+            p
+            for p in users
+            if p.opcode == "dynamic-update-slice" and _names(p.operands)[0] == names[number]
+        ]
+        if users and len(slices) + len(updates) == len(users):
+            part = sum(_bytes(p.shape) for p in slices)
+            for update in updates:  # in place: the rest is neither read nor written
+                changed = _bytes(within[_names(update.operands)[1]])
+                part += changed
+                result -= _bytes(update.shape) - changed
+            size = min(size, part)
+        total += size
+    return total + max(result, 0)
+
+
+def _off_chip(shape: str) -> int:
+    """Bytes of the arrays of a shape that are not in a TPU's on-chip memory, S(1)."""
+    arrays = re.findall(r"\w+\[[\d,<=]*\](?:\{[^{}]*\})?", shape)
+    return sum(_bytes(a) for a in arrays if "S(1)" not in a)
 
 
 def replica_groups(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]:

@@ -1,14 +1,12 @@
 """FLOPs counted by hand: 2 for each multiply-add of matrix products and convolutions."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from clipjax import flops
+from clipjax import flops, hardware
 
 
 def array(*shape):
@@ -115,4 +113,4 @@ def test_custom_derivatives_are_entered():
     ],
 )
 def test_peak_takes_the_longest_name(kind, peak):
-    assert flops.peak(types.SimpleNamespace(device_kind=kind)) == peak
+    assert hardware.peak(kind) == peak

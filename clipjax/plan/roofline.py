@@ -1,0 +1,110 @@
+"""From a compiled program to seconds: what its arithmetic, memory and links take at their published peaks."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from clipjax import hlo
+from clipjax.hardware import Device
+from clipjax.hlo import Collective
+
+
+class Exchange(NamedTuple):
+    """What one kind of collective moves along some mesh axes in one step.
+
+    Attributes:
+      kind, axes: which.
+      times: how many run.
+      link: bytes that a device receives over the fast network.
+      dcn: bytes that it receives over the data-centre network.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    times: int
+    link: float
+    dcn: float
+
+
+class Estimate(NamedTuple):
+    """Seconds of one step, if everything ran at its peak.
+
+    Attributes:
+      compute: matrix products.
+      memory: reading and writing.
+      link, dcn: the two networks.
+      best: everything overlaps, the slowest counts.
+      worst: communication overlaps with nothing.
+      mfu: (worst, best) share of peak that the algorithm's FLOPs would have.
+    """
+
+    compute: float
+    memory: float
+    link: float
+    dcn: float
+    best: float
+    worst: float
+    mfu: tuple[float, float]
+
+
+def exchanges(text: str, mesh: Mesh, platform: str) -> list[Exchange]:
+    """All collectives of a compiled program, added up by kind and axes, largest first.
+
+    A group that spans slices (hosts, for GPUs) is taken to work in two stages, as compilers do: only what the stage
+    between slices needs crosses the data-centre network.
+    """
+    domain = _domains(mesh, platform)
+    found: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
+    for collective in hlo.collectives(text):
+        key = (collective.kind, hlo.axes_of(collective.groups, mesh))
+        link, dcn = _split(collective, domain)
+        found[key] = found.get(key, np.zeros(3)) + collective.times * np.array([1, link, dcn])
+    rows = [Exchange(*key, int(n), link, dcn) for key, (n, link, dcn) in found.items()]
+    return sorted(rows, key=lambda r: -(r.link + r.dcn))
+
+
+def _domains(mesh: Mesh, platform: str) -> np.ndarray:
+    """For each device the slice, or a GPU's host, within which the fast network reaches."""
+    name = {"tpu": "slice_index", "gpu": "process_index"}.get(platform)
+    devices: Sequence[Any] = list(mesh.devices.flat)
+    return np.array([(getattr(d, name, 0) or 0) if name else 0 for d in devices])
+
+
+def _split(collective: Collective, domain: np.ndarray) -> tuple[float, float]:
+    """(bytes over the fast network, bytes over the data-centre network) of one execution."""
+    if collective.kind == "collective-permute":
+        crosses = any(domain[a] != domain[b] for a, b in collective.groups)
+        return (0.0, collective.bytes) if crosses else (collective.bytes, 0.0)
+    group = domain[list(collective.groups[0])]
+    size, parts = len(group), len(set(group.tolist()))
+    if parts == 1:
+        return collective.bytes, 0.0
+    inner = size / parts
+    whole = collective.bytes * size / (size - 1)
+    return whole * (inner - 1) / inner, whole * (parts - 1) / parts / inner
+
+
+def estimate(
+    figures: Device,
+    compiled_flops: float,
+    needed_flops: float,
+    traffic: float,
+    moved: list[Exchange],
+) -> Estimate:
+    """Times of one device.
+
+    Args:
+      figures: its peaks.
+      compiled_flops: what it computes in a step.
+      needed_flops: what the algorithm needs of it, without what is repeated to save memory.
+      traffic: bytes read and written.
+      moved: from `exchanges`.
+    """
+    compute, memory = compiled_flops / figures.flops, traffic / figures.memory_bandwidth
+    link = sum(m.link for m in moved) / figures.link
+    dcn = sum(m.dcn for m in moved) / figures.dcn
+    best, worst = max(compute, memory, link, dcn), max(compute, memory) + link + dcn
+    ideal = needed_flops / figures.flops
+    return Estimate(compute, memory, link, dcn, best, worst, (ideal / worst, ideal / best))
