@@ -9,6 +9,7 @@ from absl import logging
 
 from clipjax.errors import SharedError, UserError
 from clipjax.huge_pages import restart_with_huge_pages
+from clipjax.platform import settle_simulated_devices
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.command} takes no --config.* overrides")
+    settle_simulated_devices()
     if argv is None and args.command not in ("show", "plan"):
         restart_with_huge_pages()
     # Orbax tells on standard error how long it waited and the like; its errors still show.

@@ -134,10 +134,8 @@ def collectives(text: str) -> list[Collective]:
     program = _Program(text)
     found = []
     for instruction, shapes, times, computation in program.running():
-        kind = instruction.opcode.removesuffix("-start")
-        if kind == "ragged-all-to-all":
-            kind = "all-to-all"
-        if kind not in KINDS:
+        kind = _kind(instruction)
+        if kind not in KINDS or _goes_on(instruction, program.computations[computation]):
             continue
         size = sum(_bytes(shapes.get(n, "")) for n in _names(instruction.operands))
         if kind == "collective-permute":
@@ -153,6 +151,26 @@ def collectives(text: str) -> list[Collective]:
             moved = round(share * size)
         found.append(Collective(kind, moved, times, groups, _op_name(instruction.attributes)))
     return found
+
+
+def _kind(i: _Instruction) -> str:
+    kind = i.opcode.removesuffix("-start")
+    return "all-to-all" if kind == "ragged-all-to-all" else kind
+
+
+def _goes_on(collective: _Instruction, computation: list[_Instruction]) -> bool:
+    """Whether this is the later part of a collective that a TPU spreads over several fusions, to hide it behind them.
+
+    The first part feeds `AsyncCollectiveStart` and the last one `AsyncCollectiveDone`; those between pass the operand
+    on beside the unfinished result.
+    """
+    users = [i for i in computation if collective.name in _names(i.operands)]
+    if any("AsyncCollectiveDone" in i.attributes for i in users):
+        return True
+    passed_on = {
+        n for i in users if i is computation[-1] and i.opcode == "tuple" for n in _names(i.operands)
+    }
+    return bool(passed_on) and set(_names(collective.operands)) <= passed_on
 
 
 def axes_of(groups: Sequence[Sequence[int]], mesh: Mesh) -> tuple[str, ...]:
@@ -232,9 +250,16 @@ def _touched(i: _Instruction, shapes: dict[str, str], inner: list[_Instruction])
         names = {int(p.operands): p.name for p in inner if p.opcode == "parameter"}
         within = {p.name: p.shape for p in inner}
     result, total = _off_chip(i.shape), 0
+    on_the_way = [p for p in inner if p is not i and _kind(p) in KINDS and _goes_on(p, inner)]
+    if on_the_way:  # what it has received is counted with its first part
+        carried = {p.name for p in on_the_way}
+        handed_on = [n for n in _names(inner[-1].operands) if n in carried | set(names.values())]
+        result -= sum(_off_chip(within[n]) for n in handed_on)
     for number, operand in enumerate(operands):
         size = _off_chip(shapes.get(operand, ""))
         users = [p for p in inner if names.get(number) in _names(p.operands)]
+        if on_the_way and all(p in on_the_way or p is inner[-1] for p in users):
+            continue
         slices = [p for p in users if p.opcode == "dynamic-slice"]
         updates = [
             p

@@ -1,10 +1,16 @@
 """Which kind of device a program is being made for."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 
 import jax
+
+# Else XLA runs parts of a program that do not need each other at the same time. Simulated devices share one pool of
+# threads, and when each of them waits in a collective for a device that has no thread left, none ever goes on.
+ONE_AFTER_ANOTHER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+_SIMULATED = "xla_force_host_platform_device_count"
 
 _TARGET: ContextVar[str | None] = ContextVar("target platform", default=None)
 
@@ -25,3 +31,13 @@ def compiling_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _TARGET.reset(token)
+
+
+def settle_simulated_devices() -> None:
+    """Keeps simulated CPU devices from waiting for each other for ever. Call it before JAX starts.
+
+    It does something only where XLA_FLAGS asks for several devices, and a user's own choice there wins.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _SIMULATED in flags and ONE_AFTER_ANOTHER.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {ONE_AFTER_ANOTHER}"

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from clipjax.platform import settle_simulated_devices
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+settle_simulated_devices()
 _cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipjax-tests" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -187,6 +187,55 @@ def test_ways_of_writing(line, expected):
     assert (found.kind, found.bytes, len(found.groups)) == expected
 
 
+SPREAD = """HloModule m, num_partitions=8
+
+%first (p0: f32[4]) -> (f32[4], f32[32], u32[]) {
+  %p0 = f32[4]{0} parameter(0)
+  %g = f32[32]{0} all-gather(%p0), channel_id=1, replica_groups={}, dimensions={0}
+  ROOT %c = (f32[4]{0}, f32[32]{0}, u32[]{:S(2)}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%between (p0.1: f32[4], p1.1: f32[32], p2.1: u32[], p3.1: f32[6]) -> (f32[6], f32[4], f32[32], f32[32], u32[]) {
+  %p0.1 = f32[4]{0} parameter(0)
+  %p1.1 = f32[32]{0} parameter(1)
+  %p2.1 = u32[]{:S(2)} parameter(2)
+  %p3.1 = f32[6]{0} parameter(3)
+  %work = f32[6]{0} negate(%p3.1)
+  %g.1 = f32[32]{0} all-gather(%p0.1), channel_id=1, replica_groups={}, dimensions={0}
+  ROOT %t = (f32[6]{0}, f32[4]{0}, f32[32]{0}, f32[32]{0}, u32[]) tuple(%work, %p0.1, %p1.1, %g.1, %p2.1)
+}
+
+%last (p0.2: f32[4], p1.2: f32[32], p2.2: u32[]) -> f32[32] {
+  %p0.2 = f32[4]{0} parameter(0)
+  %p1.2 = f32[32]{0} parameter(1)
+  %g.2 = f32[32]{0} all-gather(%p0.2), channel_id=1, replica_groups={}, dimensions={0}
+  %p2.2 = u32[]{:S(2)} parameter(2)
+  ROOT %d = f32[32]{0} custom-call(%p0.2, %p1.2, %g.2, %p2.2), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x: f32[4], y: f32[6]) -> f32[32] {
+  %x = f32[4]{0} parameter(0)
+  %y = f32[6]{0} parameter(1)
+  %a = (f32[4]{0}, f32[32]{0}, u32[]) fusion(%x), kind=kCustom, calls=%first
+  %a0 = f32[4]{0} get-tuple-element(%a), index=0
+  %a1 = f32[32]{0} get-tuple-element(%a), index=1
+  %a2 = u32[] get-tuple-element(%a), index=2
+  %b = (f32[6]{0}, f32[4]{0}, f32[32]{0}, f32[32]{0}, u32[]) fusion(%a0, %a1, %a2, %y), kind=kCustom, calls=%between
+  %b1 = f32[4]{0} get-tuple-element(%b), index=1
+  %b2 = f32[32]{0} get-tuple-element(%b), index=2
+  %b4 = u32[] get-tuple-element(%b), index=4
+  ROOT %r = f32[32]{0} fusion(%b1, %b2, %b4), kind=kCustom, calls=%last
+}"""
+
+
+def test_a_collective_spread_over_fusions_counts_once():
+    """A TPU hides an exchange behind computations by giving each of them a part of it."""
+    (found,) = hlo.collectives(SPREAD)
+    assert (found.kind, found.bytes, found.times) == ("all-gather", 7 * 16, 1)
+    # The first part reads 4 floats and hands on 4, 32 and a counter; the one between reads and writes 6.
+    assert hlo.memory_traffic(SPREAD) == 4 * (4 + 4 + 32 + 1) + 4 * (6 + 6)
+
+
 @given(st.permutations([0, 1, 2]), st.sampled_from([(8, 3), (4, 6), (24, 1), (1, 24)]))
 def test_groups_written_as_a_permuted_range(order, shape):
     text = f"replica_groups=[{shape[0]},{shape[1]}]<=[2,3,4]T({','.join(map(str, order))}), x"

@@ -52,8 +52,12 @@ def saved(workdir, samples):
     """Everything numeric in one checkpoint: path -> array."""
     found = {}
     for item in ("params", "train"):
-        with ocp.StandardCheckpointer() as reader:
-            tree = reader.restore(workdir / "checkpoints" / str(samples) / item)
+        folder = workdir / "checkpoints" / str(samples) / item
+        with ocp.PyTreeCheckpointer() as reader:
+            like = reader.metadata(folder).item_metadata.tree
+            # As NumPy, since the devices of the run need not be here.
+            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+            tree = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=how))
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         found |= {item + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     return found

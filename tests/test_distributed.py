@@ -1,0 +1,268 @@
+"""Real processes on this machine: the same numbers as one process, and a job that survives the death of a part."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import CONFIG, assert_same_arrays, saved, trajectory
+
+from clipjax import distributed
+from clipjax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+STEPS, BATCH = 24, 8
+PATIENCE = 240  # seconds; a busy machine is slow
+
+
+class Job:
+    """`clipjax train` in several processes with `devices` simulated devices each."""
+
+    def __init__(self, workdir, processes, devices=1, *overrides, steps=STEPS, differing=()):
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        self.logs, self.runs = [], []
+        for process in range(processes):
+            command = [sys.executable, "-m", "clipjax.cli", "train", f"--config={CONFIG}:{steps}"]
+            command += [f"--workdir={workdir}", "--config.data.record_ids=True"]
+            command += [f"--config.{o}" for o in overrides]
+            if processes > 1:
+                command += [f"--coordinator=127.0.0.1:{port}", f"--num-processes={processes}"]
+                command += [f"--process-id={process}"]
+            if process == processes - 1:
+                command += [f"--config.{o}" for o in differing]
+            log = workdir.parent / f"{workdir.name}-{processes}-{process}.log"
+            self.logs.append(log)
+            with log.open("w") as file:
+                self.runs.append(
+                    subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+                )
+
+    def statuses(self):
+        """Waits for all."""
+        try:
+            return [run.wait(timeout=PATIENCE) for run in self.runs]
+        finally:
+            for run in self.runs:
+                run.kill()
+
+    def said(self, process):
+        return self.logs[process].read_text()
+
+    def wait_for_steps(self, workdir, steps):
+        end = time.monotonic() + PATIENCE
+        file = workdir / "metrics.jsonl"
+        while not file.exists() or file.read_bytes().count(b"\n") < steps:
+            assert all(run.poll() is None for run in self.runs), self.said(0)[-2000:]
+            assert time.monotonic() < end, "the job makes no progress"
+            time.sleep(0.01)
+
+
+def finished(workdir, *how, **more):
+    job = Job(workdir, *how, **more)
+    assert job.statuses() == [0] * len(job.runs), job.said(0)[-3000:]
+    return workdir
+
+
+def sample_ids(workdir):
+    """step -> the ids of all processes in their order."""
+    found = {}
+    for file in sorted((workdir / "sample_ids").glob("*.jsonl")):
+        for line in map(json.loads, file.read_text().splitlines()):
+            found.setdefault(line["step"], []).extend(line["sample_ids"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The workdir of an undisturbed run of two processes."""
+    return finished(tmp_path_factory.mktemp("pair") / "run", 2)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_are_one_with_as_many_devices(processes, pair, tmp_path):
+    steps = STEPS if processes == 2 else 8
+    several = pair if processes == 2 else finished(tmp_path / "several", processes, steps=steps)
+    one = finished(tmp_path / "one", 1, processes, steps=steps)
+    assert sample_ids(several) == sample_ids(one)
+    assert [line["samples"] for line in trajectory(several)] == [
+        line["samples"] for line in trajectory(one)
+    ]
+    for a, b in zip(trajectory(several), trajectory(one), strict=True):
+        assert a.keys() == b.keys()
+        for name, value in b.items():
+            # Not bit for bit: gloo adds in another order than the collectives inside one process.
+            assert a[name] == pytest.approx(value, rel=2e-5, abs=2e-6), (name, b["samples"])
+    first = [json.loads((w / "results.json").read_text()) for w in (several, one)]
+    assert first[0].keys() == first[1].keys()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_dies_all_stop_and_the_job_goes_on(victim, pair, tmp_path):
+    workdir = tmp_path / "run"
+    job = Job(workdir, 2)
+    job.wait_for_steps(workdir, int(np.random.default_rng().integers(6, 16)))
+    job.runs[victim].send_signal(signal.SIGKILL)
+    start = time.monotonic()
+    statuses = job.statuses()
+    assert time.monotonic() - start < 60
+    assert statuses[victim] == -signal.SIGKILL
+    # Process 0 takes the coordination service with it, and JAX may abort the others before they can speak.
+    assert statuses[1 - victim] not in (0, None)
+    if victim == 1:
+        assert statuses[0] == distributed.TRY_AGAIN
+        assert "Another process of this job is gone" in job.said(0)
+        assert "start the same command again" in job.said(0)
+
+    elsewhere = shutil.copytree(workdir, tmp_path / "alone")
+    finished(workdir, 2)
+    assert trajectory(workdir) == trajectory(pair)
+    assert sample_ids(workdir) == sample_ids(pair)
+    assert_same_arrays(saved(workdir, STEPS * BATCH), saved(pair, STEPS * BATCH))
+
+    if victim == 1:  # with another number of processes: the same samples
+        shutil.rmtree(elsewhere / "sample_ids")
+        finished(elsewhere, 1, 2)
+        later = sample_ids(elsewhere)
+        assert later.items() <= sample_ids(pair).items()
+        assert max(later) == STEPS
+
+
+def test_a_signal_to_one_stops_all_at_one_step(tmp_path):
+    workdir = tmp_path / "run"
+    job = Job(workdir, 2, 1, "evals={}", steps=4000)
+    job.wait_for_steps(workdir, 5)
+    job.runs[1].send_signal(signal.SIGTERM)
+    assert job.statuses() == [128 + signal.SIGTERM] * 2
+    assert job.said(0).count("Stopped by SIGTERM; saved at") == 1
+    assert "Stopped" not in job.said(1)
+    last = trajectory(workdir)[-1]["samples"]
+    assert (workdir / "checkpoints" / str(last)).is_dir()
+
+
+def test_processes_with_different_configs_are_refused(tmp_path):
+    job = Job(tmp_path / "run", 2, 1, differing=["optim.lr=0.5", "seed=3"])
+    assert job.statuses() == [2, 2]
+    assert "Process 1 has another config than process 0, in optim, seed" in job.said(0)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+BARRIER = """
+import sys
+from clipjax import distributed
+distributed.start(sys.argv[1], 2, int(sys.argv[2]))
+from clipjax.errors import UserError
+distributed.barrier("both are here", 60)
+if sys.argv[2] == "0":
+    try:
+        distributed.barrier("the other one is late", 2)
+    except UserError as error:
+        print(error)
+distributed.barrier("the end", 60)
+"""
+
+
+def test_a_barrier_names_who_is_missing():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", BARRIER, address, str(i)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [run.communicate(timeout=PATIENCE) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert "Waited 2 s at 'the other one is late' for process" in outputs[0][0]
+
+
+HANG = """
+import sys, time
+from pathlib import Path
+from clipjax.watchdog import Watchdog
+with Watchdog({"step_timeout": 2, "pause_timeout": 60}, Path(sys.argv[1])) as dog:
+    with dog.pause("evaluating"):
+        time.sleep(3)  # longer than a step may take
+    dog.step_done(8)
+    time.sleep(1000)
+"""
+
+
+def test_a_hang_leaves_stacks_and_stops(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", HANG, tmp_path],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == distributed.TRY_AGAIN
+    assert "No step has finished for 2 s (in the step after 8 samples)" in done.stderr
+    stacks = (tmp_path / "stacks-0.txt").read_text()
+    assert 'File "<string>", line 9 in <module>' in stacks
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "expected"),
+    [
+        ({}, (), None),
+        ({}, ("auto",), {}),
+        ({"SLURM_NTASKS": "4"}, (), None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "x"}, (), "ompi"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, (), {}),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, (), None),
+        ({"MEGASCALE_NUM_SLICES": "2"}, (), {}),
+    ],
+)
+def test_launchers_are_recognised(environment, arguments, expected):
+    found = distributed.launch(environment, *arguments)
+    assert (found or {}).get("cluster_detection_method", found) == expected
+
+
+def test_slurm_needs_a_step_of_several_tasks():
+    slurm = dict.fromkeys(
+        ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"), "0"
+    )
+    tasks = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}
+    assert distributed.launch(slurm | tasks) == {"cluster_detection_method": "slurm"}
+    assert distributed.launch(slurm | tasks | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("host:1", 2, None),
+            "needs --coordinator=HOST:PORT, --num-processes=N and --process-id=I",
+        ),
+        (("host", 2, 0), "needs --coordinator=HOST:PORT"),
+        ((None, None, 1), "but here is only --process-id=1"),
+        (("host:1", 2, 2), "--process-id=2 must be from 0 to --num-processes=2 less one"),
+    ],
+)
+def test_half_given_flags_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        distributed.launch({}, *arguments)
+
+
+def test_an_address_without_a_launcher_is_refused():
+    with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS is set, but no launcher"):
+        distributed.launch({"JAX_COORDINATOR_ADDRESS": "a:1"})
