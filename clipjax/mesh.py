@@ -29,6 +29,10 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
+# Parameters that stay whole are worth a word from so many bytes on.
+LARGE = 16 * 2**20
+
+
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices with the axes of `AXES`.
 
@@ -90,23 +94,90 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
+def parameter_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings of a tree of parameters with logical axis names (boxes of `nn.with_logical_partitioning`).
 
-    A dimension that its mesh axes do not divide stays whole; `clipjax show` prints what is split how.
-    Returns a tree like `nn.unbox(boxed)`.
+    A dimension that its mesh axes do not divide stays whole; `unsplit` tells of it, and `clipjax show` prints what is
+    split how. Returns a tree like `nn.unbox(boxed)`.
     """
-    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
 
-    def sharding(leaf: Any, spec: Any) -> NamedSharding:
-        entries = []
-        for size, axis in zip(leaf.shape, tuple(spec) + (None,) * leaf.ndim, strict=False):
-            axes = () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
-            parts = math.prod(mesh.shape[a] for a in axes)
-            entries.append(axis if axes and size % parts == 0 else None)
+    def sharding(leaf: Any, axes: list[tuple[str, ...]]) -> NamedSharding:
+        entries = [
+            _entry(names) if names and size % _parts(names, mesh) == 0 else None
+            for size, names in zip(leaf.shape, axes, strict=True)
+        ]
         return NamedSharding(mesh, PartitionSpec(*entries))
 
-    return jax.tree.map(sharding, nn.unbox(boxed), specs)
+    leaves, tree = jax.tree.flatten(nn.unbox(boxed))
+    return jax.tree.unflatten(tree, map(sharding, leaves, _wanted_axes(boxed)))
+
+
+def unsplit(boxed: Any, mesh: Mesh | AbstractMesh) -> list[str]:
+    """What is held whole on devices that were meant to share it, from `LARGE` bytes on: a sentence for each cause.
+
+    Args:
+      boxed: as for `parameter_shardings`.
+      mesh: of the run.
+    """
+    odd: dict[tuple[str, ...], list[tuple[str, Any, int]]] = {}
+    nameless = []
+    leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(boxed))
+    for (path, leaf), axes in zip(leaves, _wanted_axes(boxed), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not any(axes) and _bytes(leaf) >= LARGE:
+            nameless.append(f"{name} {list(leaf.shape)}")
+        for size, names in zip(leaf.shape, axes, strict=True):
+            if names and size % _parts(names, mesh):
+                odd.setdefault(names, []).append((name, leaf, size))
+
+    sentences = []
+    for names, found in odd.items():
+        parts, whole = _parts(names, mesh), sum(_bytes(leaf) for _, leaf, _ in found)
+        if whole < LARGE:
+            continue
+        name, leaf, size = max(found, key=lambda f: _bytes(f[1]))
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        better = math.gcd(parts, *(s for *_, s in found))
+        sentences.append(
+            f"config.mesh.{'*'.join(names)} = {parts} does not divide {size} of {name} {list(leaf.shape)}{others}, so "
+            f"that dimension stays whole: {whole / 1e9:.2f} GB a device instead of {whole / parts / 1e9:.2f}; "
+            + (
+                f"{better} would divide all of them."
+                if better > 1
+                else "nothing above 1 would divide all of them."
+            )
+        )
+    if nameless and max(mesh.shape.get(a, 1) for a in ("fsdp", "tensor", "expert")) > 1:
+        sentences.append(
+            f"{', '.join(nameless)}: held whole by every device, since the module names no axis of it that "
+            "clipjax/mesh.py splits; give it names with nn.with_logical_partitioning."
+        )
+    return sentences
+
+
+def _wanted_axes(boxed: Any) -> list[list[tuple[str, ...]]]:
+    """For each parameter, the mesh axes that the table means each dimension to be split over."""
+    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
+    leaves, tree = jax.tree.flatten(nn.unbox(boxed))
+    found = []
+    for leaf, spec in zip(leaves, tree.flatten_up_to(specs), strict=True):
+        entries = (*spec, *[None] * (leaf.ndim - len(spec)))
+        found.append(
+            [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
+        )
+    return found
+
+
+def _entry(names: tuple[str, ...]) -> str | tuple[str, ...]:
+    return names[0] if len(names) == 1 else names
+
+
+def _parts(names: tuple[str, ...], mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape.get(name, 1) for name in names)
+
+
+def _bytes(leaf: Any) -> int:
+    return leaf.size * leaf.dtype.itemsize
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

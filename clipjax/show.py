@@ -15,10 +15,10 @@ from clipjax import flops, optim, rules
 from clipjax.config import to_json
 from clipjax.data.sources import make_source
 from clipjax.errors import UserError
-from clipjax.mesh import AXES, check_batch, make_mesh
+from clipjax.mesh import AXES, check_batch, make_mesh, unsplit
 from clipjax.models import example_batch
 from clipjax.progress import console
-from clipjax.step import abstract_state, make_losses, make_parts
+from clipjax.step import abstract_state, boxed_params, make_losses, make_parts
 from clipjax.train import flops_per_sample
 from clipjax.workdir import resolve
 
@@ -55,8 +55,9 @@ def show(config: ConfigDict) -> int:
     out.print("Config", style="bold")
     out.print(to_json(config), markup=False, highlight=False, soft_wrap=True)
     out.print(_parameter_table(params, trained))
-    if remark:
-        out.print(remark, markup=False, highlight=False, soft_wrap=True)
+    for line in [remark, *unsplit(boxed_params(model, config), mesh)]:
+        if line:
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
 
     forward = {
         "image": flops.count(_apply(model, "image"), state.params, _batch(config, "image")),

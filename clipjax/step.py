@@ -186,6 +186,11 @@ def init_state(
         return jax.jit(fresh, out_shardings=shardings)(config["seed"], pretrained)
 
 
+def boxed_params(model: nn.Module, config: Mapping[str, Any]) -> Any:
+    """Shapes and dtypes of the parameters, in boxes with the names of their axes."""
+    return jax.eval_shape(model.init, jax.random.key(0), example_batch(config["model"]))["params"]
+
+
 def abstract_state(
     model: nn.Module, config: Mapping[str, Any], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> State:
@@ -193,7 +198,7 @@ def abstract_state(
 
     The optimizer's moments and the average are split as their parameters are; its counters are whole everywhere.
     """
-    boxed = jax.eval_shape(model.init, jax.random.key(0), example_batch(config["model"]))["params"]
+    boxed = boxed_params(model, config)
     where = parameter_shardings(boxed, mesh)
     params = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), where

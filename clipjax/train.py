@@ -24,19 +24,27 @@ from clipjax.convert.pretrained import load_pretrained
 from clipjax.data.pipeline import batches
 from clipjax.data.stream import Stream
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
-from clipjax.distributed import barrier, first
+from clipjax.distributed import barrier, first, tell
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import BATCH, HOST_ONLY
 from clipjax.inference import Encoder
-from clipjax.mesh import batch_sharding, check_batch, make_mesh
+from clipjax.mesh import batch_sharding, check_batch, make_mesh, unsplit
 from clipjax.models import example_batch, make_model
 from clipjax.profiling import Clock, Profile
 from clipjax.report import write_report
 from clipjax.report_gallery import retrieval_galleries
 from clipjax.run_log import Dispatched, RunLog
 from clipjax.signals import Stopped, stop_signals
-from clipjax.step import State, abstract_state, init_state, make_losses, make_parts, make_step
+from clipjax.step import (
+    State,
+    abstract_state,
+    boxed_params,
+    init_state,
+    make_losses,
+    make_parts,
+    make_step,
+)
 from clipjax.watchdog import Watchdog, guard
 from clipjax.workdir import check_shared, claim, resolve, versions
 
@@ -82,6 +90,8 @@ def _train(
     evaluators = make_evaluators(config.evals, encoder)
 
     like = abstract_state(model, config, optimizer, mesh)
+    for remark in unsplit(boxed_params(model, config), mesh) if first() else ():
+        tell(remark)
     # This traces the whole step, so a mistake in any setting shows before the workdir is touched.
     work = flops_per_sample(config, losses, optimizer, rate, like)
     barrier("config read", config.run.start_timeout)

@@ -152,7 +152,10 @@ def _compile(job: Job, function: Any, *args: Any) -> Compiled:
 
 def out_of_memory(message: str) -> tuple[float, float]:
     """(bytes needed, bytes there) from what the TPU compiler says of a program that is too large; (0, 0) of others."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    size = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"Used {size} of {size} hbm", message) or re.search(
+        rf"HLO temporaries \({size}\) exceeds available HBM \({size}\)", message
+    )
     if "RESOURCE_EXHAUSTED" not in message or not found:
         return 0.0, 0.0
     power = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}

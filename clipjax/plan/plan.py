@@ -10,9 +10,11 @@ from ml_collections import ConfigDict
 from clipjax import hlo, optim, rules
 from clipjax.config import apply_override
 from clipjax.errors import UserError
+from clipjax.mesh import batch_shards, unsplit
 from clipjax.plan.compile import Compiled, Job, compile_losses, compile_step, make_job
 from clipjax.plan.roofline import estimate, exchanges
 from clipjax.plan.topology import Topology
+from clipjax.step import boxed_params
 
 
 def plan(config: ConfigDict, topology: Topology, losses: bool = True) -> dict[str, Any]:
@@ -44,7 +46,9 @@ def plan(config: ConfigDict, topology: Topology, losses: bool = True) -> dict[st
         "compile_seconds": round(compiled.seconds, 1),
         "peaks": figures._asdict() if figures else None,
         "shardings": shardings(job),
+        "remarks": unsplit(boxed_params(job.model, job.config), job.mesh),
     }
+    result["largest_batch"] = extrapolate(job, result["memory"])
     if not compiled.text:
         return result
     moved = exchanges(compiled.text, job.mesh, topology.platform)
@@ -91,6 +95,23 @@ def memory(job: Job, compiled: Compiled, loss: Compiled | None) -> dict[str, Any
     return found
 
 
+def extrapolate(job: Job, used: Mapping[str, Any]) -> int | None:
+    """About the largest batch that fits, if all but parameters, their gradients and optimizer grows with the batch.
+
+    None where there is no capacity (a CPU), or where not even what does not grow fits.
+    """
+    if used["capacity"] is None:
+        return None
+    trained, _, _ = optim.split(job.state.params, job.config.optim.freeze)
+    kinds = ("parameters", "optimizer", "average")
+    fixed = sum(used[k] for k in kinds) + used.get("gradients", held(trained))
+    if fixed >= min(used["total"], used["capacity"]):
+        return None
+    unit = batch_shards(job.mesh) * job.config.grad_cache
+    each = (used["total"] - fixed) / job.config.batch_size
+    return int((used["capacity"] - fixed) / each) // unit * unit or None
+
+
 def held(tree: Any) -> int:
     """Bytes that one device holds of a tree of shapes with shardings."""
     return sum(
@@ -113,11 +134,18 @@ def shardings(job: Job, most: int = 12) -> list[dict[str, Any]]:
     ]
 
 
-def largest_batch(config: ConfigDict, topology: Topology) -> tuple[int, dict[str, Any]]:
-    """The largest batch that fits, and its plan: from the memory of two batches, then tried.
+def largest_batch(
+    config: ConfigDict, topology: Topology, most: int = 8
+) -> tuple[int, dict[str, Any]]:
+    """The largest batch that fits, to about a twentieth, and its plan.
 
-    Memory is close to linear in the batch. The batch is a multiple of what mesh and gradient cache need. Costs three
-    compilations, or a few more where the line was too hopeful.
+    Memory is close to linear in the batch, so each try lies on the line through the two before; the last word has the
+    compiler. The batch is a multiple of what mesh and gradient cache need.
+
+    Args:
+      config: as loaded; its batch is where the search starts.
+      topology: with a capacity.
+      most: compilations; usually it takes three or four.
 
     Raises:
       UserError: nothing fits, or there is no capacity to fit into (a CPU).
@@ -128,28 +156,57 @@ def largest_batch(config: ConfigDict, topology: Topology) -> tuple[int, dict[str
         )
     config = ConfigDict(config.to_dict(), type_safe=False)
     job = make_job(config, topology)
-    unit = job.mesh.shape["data"] * job.mesh.shape["fsdp"] * job.config.grad_cache
-
-    def at(batch: int) -> dict[str, Any]:
+    unit = batch_shards(job.mesh) * job.config.grad_cache
+    tried: dict[int, dict[str, Any]] = {}
+    batch = max(unit, config.batch_size // unit * unit)
+    while len(tried) < most and batch not in tried:
         config.batch_size = batch
-        return plan(config, topology, losses=False)
-
-    small = max(unit, config.batch_size // unit // 4 * unit)
-    points = [(b, at(b)["memory"]) for b in (small, 2 * small)]
-    (b0, m0), (b1, m1) = points
-    slope = (m1["total"] - m0["total"]) / (b1 - b0)
-    room = m0["capacity"] - m0["total"]
-    if room < 0:
+        tried[batch] = plan(config, topology, losses=False)
+        batch = _next_batch({b: p["memory"] for b, p in tried.items()}, unit)
+    fitting = [b for b, p in tried.items() if p["memory"]["fits"]]
+    if not fitting:
+        least = min(tried)
+        need = tried[least]["memory"]["total"] / 1e9
         raise UserError(
-            f"Not even a batch of {b0} fits on {topology.name}: it takes {m0['total'] / 1e9:.1f} GB a device."
+            f"Not even a batch of {least} fits on {topology.name}: it takes {need:.1f} GB a device; split the "
+            "parameters over more devices, or choose a remat policy that keeps less."
         )
-    guess = b0 + int(room / max(slope, 1e-9)) // unit * unit
-    while guess > b0:
-        found = at(guess)
-        if found["memory"]["fits"]:
-            return guess, found
-        guess = max(b0, int(guess * 0.95) // unit * unit)
-    return b0, at(b0)
+    return max(fitting), tried[max(fitting)]
+
+
+def _next_batch(tried: Mapping[int, Mapping[str, Any]], unit: int) -> int:
+    """Where to look next; a batch that was tried already if that is near enough.
+
+    Args:
+      tried: batch -> its memory.
+      unit: batches are multiples of it.
+    """
+    low = max((b for b, m in tried.items() if m["fits"]), default=0)
+    high = min((b for b, m in tried.items() if not m["fits"]), default=None)
+    if high is not None and high - low <= max(unit, low // 20):
+        return low or high
+    if low and high is None and tried[low]["total"] > 0.95 * tried[low]["capacity"]:
+        return low
+    if high is None:
+        guess = 4.0 * low
+        if len(tried) > 1:
+            below = sorted(tried)[-2]
+            slope = (tried[low]["total"] - tried[below]["total"]) / (low - below)
+            room = 0.99 * tried[low]["capacity"] - tried[low]["total"]
+            guess = min(low + room / slope, 64.0 * low) if slope > 0 else 64.0 * low
+        guess = max(guess, low + unit)
+    elif not low:
+        guess = high / 4
+    elif len(tried) % 2:
+        used, room = (
+            tried[high]["total"] - tried[low]["total"],
+            tried[low]["capacity"] - tried[low]["total"],
+        )
+        guess = low + 0.99 * room / used * (high - low)
+    else:  # in case that memory grows in steps
+        guess = math.sqrt(low * high)
+    inside = max(low + unit, guess) if high is None else min(max(low + unit, guess), high - unit)
+    return max(unit, int(inside) // unit * unit)
 
 
 def variations(config: ConfigDict, topology: Topology) -> list[list[str]]:

@@ -83,7 +83,13 @@ def show(found: Mapping[str, Any], out: Console) -> None:
         f"batch {found['batch_size']:,}, grad_cache {found['grad_cache']}, remat {remat}, "
         f"{found['parameters']:,} parameters; compiled in {found['compile_seconds']} s"
     )
+    for remark in found["remarks"]:
+        out.print(remark, style="yellow", markup=False, highlight=False)
     out.print(_memory(found["memory"]))
+    if found["largest_batch"]:
+        out.print(
+            f"Largest batch: about {found['largest_batch']:,}, by proportion; --largest-batch compiles to find it."
+        )
     if "exchanges" not in found:
         return
     out.print(_shardings(found["shardings"]))
@@ -161,6 +167,7 @@ def _exchanges(rows: Sequence[Mapping[str, Any]]) -> Table:
         "times",
         "MB received, fast network",
         "MB, data centre",
+        "while computing",
         title="Exchanges",
     )
     for row in rows:
@@ -170,6 +177,7 @@ def _exchanges(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['times']:,}",
             f"{row['link'] / 1e6:,.2f}",
             f"{row['dcn'] / 1e6:,.2f}",
+            f"{row['hidden']:.0%}",
         )
     return table
 

@@ -19,6 +19,7 @@ class Exchange(NamedTuple):
       times: how many run.
       link: bytes that a device receives over the fast network.
       dcn: bytes that it receives over the data-centre network.
+      hidden: share of these bytes that the program moves while it computes.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Exchange(NamedTuple):
     times: int
     link: float
     dcn: float
+    hidden: float
 
 
 class Estimate(NamedTuple):
@@ -52,17 +54,33 @@ class Estimate(NamedTuple):
 def exchanges(text: str, mesh: Mesh, platform: str) -> list[Exchange]:
     """All collectives of a compiled program, added up by kind and axes, largest first.
 
-    A group that spans slices (hosts, for GPUs) is taken to work in two stages, as compilers do: only what the stage
-    between slices needs crosses the data-centre network.
+    For TPU slices the program itself says what crosses the data-centre network. A group of GPUs that spans hosts is
+    taken to work in two stages, as NCCL does: only what the stage between hosts needs crosses it.
     """
     domain = _domains(mesh, platform)
     found: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
     for collective in hlo.collectives(text):
-        key = (collective.kind, hlo.axes_of(collective.groups, mesh))
-        link, dcn = _split(collective, domain)
-        found[key] = found.get(key, np.zeros(3)) + collective.times * np.array([1, link, dcn])
-    rows = [Exchange(*key, int(n), link, dcn) for key, (n, link, dcn) in found.items()]
+        if collective.slices:
+            axes, link, dcn = _across(mesh, domain), 0.0, float(collective.bytes)
+        else:
+            axes = hlo.axes_of(collective.groups, mesh)
+            link, dcn = _split(collective, domain)
+        hidden = (link + dcn) * collective.hidden
+        total = found.setdefault((collective.kind, axes), np.zeros(4))
+        total += collective.times * np.array([1, link, dcn, hidden])
+    rows = [
+        Exchange(*key, int(n), link, dcn, hidden / max(link + dcn, 1.0))
+        for key, (n, link, dcn, hidden) in found.items()
+    ]
     return sorted(rows, key=lambda r: -(r.link + r.dcn))
+
+
+def _across(mesh: Mesh, domain: np.ndarray) -> tuple[str, ...]:
+    """The mesh axes along which the fast network ends."""
+    names = domain.reshape(mesh.devices.shape)
+    return tuple(
+        axis for i, axis in enumerate(mesh.axis_names) if (np.diff(names, axis=i) != 0).any()
+    )
 
 
 def _domains(mesh: Mesh, platform: str) -> np.ndarray:

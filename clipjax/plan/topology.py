@@ -104,7 +104,7 @@ def _cpu(text: str, shape: str) -> Topology:
 def _tpu(kind: str, shape: str, slices: int) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "Planning for TPUs needs their compiler, not the hardware: pip install 'clipjax[tpu]'."
+            "Planning for TPUs needs their compiler, not the hardware: pip install 'clipjax[plan]'."
         )
     shapes = _SHAPES[_AXES[kind]]
     if "x" not in shape:
@@ -135,7 +135,7 @@ def _gpu(kind: str, shape: str) -> Topology:
         raise UserError(f"GPUs are given by their number, such as {kind}:8, not {shape}.")
     if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
         raise UserError(
-            "Planning for GPUs needs the CUDA plugin of JAX, not the hardware: pip install 'clipjax[plan-gpu]'."
+            "Planning for GPUs needs the CUDA plugin of JAX, not the hardware: pip install 'clipjax[plan]'."
         )
     count, host = int(shape), DEVICES[kind].host
     if count > host and count % host:
