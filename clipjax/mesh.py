@@ -6,12 +6,13 @@ MLPs and the vocabulary, `expert` splits experts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipjax.errors import UserError
@@ -62,7 +63,33 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
             f"The mesh {text} does not fill the {len(devices)} device(s) there are; "
             "change config.mesh so that the sizes multiply to that number."
         )
-    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arranged(devices, shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(devices: list[Any], shape: list[int]) -> np.ndarray:
+    """Devices in the mesh's shape: on TPUs, what is near on the mesh is near in the machine.
+
+    Slices lie along `data` if their number divides it: then gradients (and the losses' texts) cross the network between
+    them, but no parameters and no activations.
+    """
+    in_order, slices = np.array(devices).reshape(shape), _slices(devices)
+    if devices[0].platform != "tpu" or (slices > 1 and shape[0] % slices):
+        return in_order
+    inside = (shape[0] // slices, *shape[1:])
+    how: dict[str, Any] = dict(devices=devices, allow_split_physical_axes=True)
+    try:
+        if slices > 1:
+            return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), **how)
+        return mesh_utils.create_device_mesh(inside, **how)
+    except (
+        NotImplementedError,
+        ValueError,
+    ):  # a part of a slice, or a shape that it cannot be cut into
+        return in_order
+
+
+def _slices(devices: Iterable[Any]) -> int:
+    return len({getattr(d, "slice_index", None) or 0 for d in devices})
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -97,7 +124,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def parameter_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings of a tree of parameters with logical axis names (boxes of `nn.with_logical_partitioning`).
 
-    A dimension that its mesh axes do not divide stays whole; `unsplit` tells of it, and `clipjax show` prints what is
+    A dimension that its mesh axes do not divide stays whole; `remarks` tells of it, and `clipjax show` prints what is
     split how. Returns a tree like `nn.unbox(boxed)`.
     """
 
@@ -112,8 +139,11 @@ def parameter_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree.unflatten(tree, map(sharding, leaves, _wanted_axes(boxed)))
 
 
-def unsplit(boxed: Any, mesh: Mesh | AbstractMesh) -> list[str]:
-    """What is held whole on devices that were meant to share it, from `LARGE` bytes on: a sentence for each cause.
+def remarks(boxed: Any, mesh: Mesh | AbstractMesh) -> list[str]:
+    """What works, but not as a user may think: a sentence for each cause.
+
+    Parameters that are held whole on devices that were meant to share them, from `LARGE` bytes on; and slices of a TPU
+    that meet along another axis than `data`.
 
     Args:
       boxed: as for `parameter_shardings`.
@@ -152,6 +182,13 @@ def unsplit(boxed: Any, mesh: Mesh | AbstractMesh) -> list[str]:
             f"{', '.join(nameless)}: held whole by every device, since the module names no axis of it that "
             "clipjax/mesh.py splits; give it names with nn.with_logical_partitioning."
         )
+    if isinstance(mesh, Mesh):
+        slices = _slices(mesh.devices.flat)
+        if mesh.shape["data"] % slices:
+            sentences.append(
+                f"config.mesh.data = {mesh.shape['data']} is no multiple of the {slices} slices, so parameters and "
+                "activations cross the slow network between them; make it one if you can."
+            )
     return sentences
 
 

@@ -29,7 +29,7 @@ from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import BATCH, HOST_ONLY
 from clipjax.inference import Encoder
-from clipjax.mesh import batch_sharding, check_batch, make_mesh, unsplit
+from clipjax.mesh import batch_sharding, check_batch, make_mesh, remarks
 from clipjax.models import example_batch, make_model
 from clipjax.profiling import Clock, Profile
 from clipjax.report import write_report
@@ -90,7 +90,7 @@ def _train(
     evaluators = make_evaluators(config.evals, encoder)
 
     like = abstract_state(model, config, optimizer, mesh)
-    for remark in unsplit(boxed_params(model, config), mesh) if first() else ():
+    for remark in remarks(boxed_params(model, config), mesh) if first() else ():
         tell(remark)
     # This traces the whole step, so a mistake in any setting shows before the workdir is touched.
     work = flops_per_sample(config, losses, optimizer, rate, like)

@@ -1,5 +1,7 @@
 """The mesh, the table of axis rules, and what is split how."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,9 @@ from tiny_run import tiny_config
 from clipjax import mesh, rules
 from clipjax.errors import UserError
 from clipjax.models import example_batch, make_model
+from clipjax.plan import topology
+from clipjax.plan.topology import find
+from clipjax.train import train
 
 
 def sizes_of(made):
@@ -99,6 +104,74 @@ def test_what_does_not_divide_stays_whole(boxed):
     specs = {p: s.spec for p, s in rules.paths(mesh.parameter_shardings(boxed, made)).items()}
     assert specs["text/token_embedding"] == P("tensor", "fsdp")  # 48 letters
     assert specs["image/transformer/blocks/mlp/fc_in/kernel"] == P(None, "fsdp", None)  # 64 wide
+
+
+def box(shape, *names):
+    return nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+
+
+def test_what_stays_whole_is_named():
+    boxed = {
+        "tower": {
+            "kernel": box((27, 1152, 4304), None, "embed", "mlp"),
+            "bias": box((1152,), "embed"),
+            "small": box((4,), "embed"),
+        },
+        "head": jax.ShapeDtypeStruct((5000, 1000), jnp.float32),
+    }
+    types = (jax.sharding.AxisType.Auto,) * 4
+
+    def told(*sizes):
+        return mesh.remarks(boxed, jax.sharding.AbstractMesh(sizes, mesh.AXES, axis_types=types))
+
+    assert told(8, 1, 1, 1) == []
+    (fsdp, nameless) = told(1, 256, 1, 1)
+    assert (
+        "config.mesh.fsdp = 256 does not divide 1152 of tower/kernel [27, 1152, 4304] and 2 more"
+        in fsdp
+    )
+    assert "0.54 GB a device instead of 0.00; 4 would divide all of them" in fsdp
+    assert nameless.startswith("head [5000, 1000]: held whole by every device")
+    (tensor, _) = told(2, 1, 3, 1)
+    assert "config.mesh.tensor = 3 does not divide 4304 of tower/kernel" in tensor
+    assert "nothing above 1 would divide" in tensor
+    del boxed["tower"]["kernel"], boxed["head"]  # what is left is not worth a word
+    assert told(1, 256, 1, 1) == []
+
+
+def test_a_run_says_what_stays_whole(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mesh, "LARGE", 1000)
+    odd = ("mesh.data=2", "mesh.tensor=4", "model.text.vocab_size=50")
+    train(tiny_config("evals={}", *odd, steps=2), tmp_path)
+    assert (
+        "config.mesh.tensor = 4 does not divide 50 of text/token_embedding"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the compiler of `plan`")
+def test_neighbours_on_a_tpu_are_neighbours_on_the_mesh():
+    topology.prepare("none")
+    made = mesh.make_mesh({"data": 2, "fsdp": 8}, find("v5e:4x4").devices)
+    rows = [[d.coords for d in row] for row in made.devices.reshape(2, 8)]
+    # Each row of eight is a compact 2 x 4 part of the 4 x 4 torus.
+    assert all(len({(x, y) for x, y, _ in row}) == 8 for row in rows)
+    assert all(
+        (len({x for x, *_ in r}), len({y for _, y, _ in r})) in ((2, 4), (4, 2)) for r in rows
+    )
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the compiler of `plan`")
+def test_slices_lie_along_data(boxed):
+    topology.prepare("none")
+    devices = find("v5e:2x2", 2).devices
+    made = mesh.make_mesh({"data": 4, "fsdp": 2}, devices)
+    slices = np.vectorize(lambda d: d.slice_index)(made.devices)[:, :, 0, 0]
+    assert slices.tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert mesh.remarks(boxed, made) == []
+    across = mesh.make_mesh({"fsdp": 8}, devices)
+    (said,) = mesh.remarks(boxed, across)
+    assert "config.mesh.data = 1 is no multiple of the 2 slices" in said
 
 
 def test_constrain():
