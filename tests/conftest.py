@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from clipjax.platform import settle_simulated_devices
-
+# JAX reads most of these when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-settle_simulated_devices()
 _cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipjax-tests" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "clipjax-matplotlib"))
+
+from clipjax.plan.topology import ENVIRONMENT  # noqa: E402
+from clipjax.platform import settle_simulated_devices  # noqa: E402
+
+settle_simulated_devices()
+os.environ |= ENVIRONMENT
 
 
 @pytest.fixture(scope="session")

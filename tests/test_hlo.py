@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import os
 from collections import Counter
 
 import jax
@@ -129,7 +128,6 @@ def test_exchanges(exchange):
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the libtpu wheel")
 def test_a_program_for_tpus():
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices

@@ -15,7 +15,6 @@ from tiny_run import tiny_config
 from clipjax import mesh, rules
 from clipjax.errors import UserError
 from clipjax.models import example_batch, make_model
-from clipjax.plan import topology
 from clipjax.plan.topology import find
 from clipjax.train import train
 
@@ -151,7 +150,6 @@ def test_a_run_says_what_stays_whole(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the compiler of `plan`")
 def test_neighbours_on_a_tpu_are_neighbours_on_the_mesh():
-    topology.prepare("none")
     made = mesh.make_mesh({"data": 2, "fsdp": 8}, find("v5e:4x4").devices)
     rows = [[d.coords for d in row] for row in made.devices.reshape(2, 8)]
     # Each row of eight is a compact 2 x 4 part of the 4 x 4 torus.
@@ -163,7 +161,6 @@ def test_neighbours_on_a_tpu_are_neighbours_on_the_mesh():
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the compiler of `plan`")
 def test_slices_lie_along_data(boxed):
-    topology.prepare("none")
     devices = find("v5e:2x2", 2).devices
     made = mesh.make_mesh({"data": 4, "fsdp": 2}, devices)
     slices = np.vectorize(lambda d: d.slice_index)(made.devices)[:, :, 0, 0]

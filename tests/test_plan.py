@@ -20,7 +20,7 @@ from clipjax import hlo, rules
 from clipjax.errors import UserError
 from clipjax.hardware import DEVICES
 from clipjax.mesh import make_mesh
-from clipjax.plan import report, roofline, topology
+from clipjax.plan import report, roofline
 from clipjax.plan.compile import compile_losses, compile_step, make_job, out_of_memory
 from clipjax.plan.plan import _next_batch, changed, extrapolate, largest_batch, plan, variations
 from clipjax.plan.topology import find
@@ -40,16 +40,6 @@ def config(*overrides):
         f"model.{t}.{k}={v}" for t in ("image", "text") for k, v in (("width", WIDTH), ("depth", 2))
     ]
     return tiny_config(*sizes, f"batch_size={BATCH}", "evals={}", *overrides)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet_compilers():
-    """The environment that `prepare` gives to a process of its own."""
-    before = dict(os.environ)
-    topology.prepare("none")
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

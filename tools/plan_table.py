@@ -22,30 +22,29 @@ CONFIG = ROOT / "configs" / "clip.py"
 B, L, H, SO = "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-SO400M-14-SigLIP"
 FULL, DOTS = ("full", "full"), ("dots", "dots")
 
-# (series, model, topology, slices, batch, fsdp, (remat of the image tower, of the text tower), grad_cache)
+# (model, topology, slices, batch, fsdp, (remat of the image tower, of the text tower), grad_cache)
 ROWS = [
-    ("growth", B, "v5e:256", 1, 32_768, 1, DOTS, 1),
-    ("growth", B, "v5e:256", 4, 131_072, 1, DOTS, 1),
-    ("growth", B, "v5e:256", 16, 524_288, 1, DOTS, 1),
-    ("models", L, "v5e:256", 1, 32_768, 256, FULL, 1),
-    ("models", H, "v5e:256", 1, 32_768, 256, FULL, 1),
-    ("models", B, "h100:8", 1, 32_768, 8, FULL, 8),
-    ("models", L, "h100:8", 1, 32_768, 8, FULL, 16),
-    ("models", H, "h100:8", 1, 32_768, 8, FULL, 32),
-    ("models", SO, "h100:8", 1, 32_768, 8, FULL, 32),
-    ("models", SO, "v5e:256", 1, 32_768, 256, FULL, 1),
-    ("models", L, "v5p:512", 1, 131_072, 512, FULL, 1),
-    ("models", B, "v5p:512", 1, 262_144, 1, FULL, 1),
-    ("models", H, "v5p:512", 1, 65_536, 512, FULL, 1),
-    ("models", SO, "v5p:512", 1, 65_536, 512, FULL, 1),
-    ("growth", L, "v5p:512", 1, 65_536, 512, FULL, 1),
-    ("growth", L, "v5p:2048", 1, 262_144, 512, FULL, 1),
-    ("growth", B, "v5p:2048", 1, 1_048_576, 1, FULL, 1),
-    ("growth", B, "v5e:256", 2, 65_536, 1, DOTS, 1),
-    ("growth", B, "v5e:256", 8, 262_144, 1, DOTS, 1),
-    ("growth", B, "h100:32", 1, 32_768, 8, FULL, 2),
-    ("growth", B, "h100:256", 1, 262_144, 8, FULL, 2),
-    ("growth", B, "h100:1024", 1, 1_048_576, 8, FULL, 2),
+    (B, "v5e:256", 1, 32_768, 1, DOTS, 1),
+    (B, "v5e:256", 2, 65_536, 1, DOTS, 1),
+    (B, "v5e:256", 4, 131_072, 1, DOTS, 1),
+    (B, "v5e:256", 16, 524_288, 1, DOTS, 1),
+    (B, "v5p:512", 1, 262_144, 1, FULL, 1),
+    (B, "v5p:2048", 1, 1_048_576, 1, FULL, 1),
+    (B, "h100:8", 1, 32_768, 8, FULL, 8),
+    (B, "h100:32", 1, 32_768, 8, FULL, 2),
+    (B, "h100:256", 1, 262_144, 8, FULL, 2),
+    (B, "h100:1024", 1, 1_048_576, 8, FULL, 2),
+    (L, "v5e:256", 1, 32_768, 256, FULL, 1),
+    (L, "v5p:512", 1, 131_072, 512, FULL, 1),
+    (L, "v5p:512", 1, 65_536, 512, FULL, 1),
+    (L, "v5p:2048", 1, 262_144, 512, FULL, 1),
+    (L, "h100:8", 1, 32_768, 8, FULL, 16),
+    (H, "v5e:256", 1, 32_768, 256, FULL, 1),
+    (H, "v5p:512", 1, 65_536, 256, FULL, 1),
+    (H, "h100:8", 1, 32_768, 8, FULL, 32),
+    (SO, "v5e:256", 1, 32_768, 128, FULL, 1),
+    (SO, "v5p:512", 1, 65_536, 128, FULL, 1),
+    (SO, "h100:8", 1, 32_768, 8, FULL, 32),
 ]
 
 
@@ -78,7 +77,7 @@ def main() -> None:
 
 def run(row: tuple) -> dict:
     """`clipjax plan` in a process of its own."""
-    _, model, topology, slices, batch, fsdp, (image, text), chunks = row
+    model, topology, slices, batch, fsdp, (image, text), chunks = row
     settings = {
         "batch_size": batch,
         "grad_cache": chunks,
@@ -108,17 +107,19 @@ def run(row: tuple) -> dict:
 def table(done: list[dict]) -> str:
     """Markdown: GB and megabytes are of one device."""
     head = (
-        "model", "devices", "mesh", "batch", "grad_cache", "remat", "GB of capacity",
-        "MB received a step (fast + data centre)", "TFLOP needed / program", "step, ms", "MFU", "compiled in, s",
-    )  # fmt: skip
+        *("model", "devices", "mesh", "batch", "grad_cache", "remat", "GB of capacity"),
+        *("MB received", "of it for the losses", "between slices or hosts", "while computing"),
+        *("TFLOP needed / program", "step, ms", "MFU", "compiled in, s"),
+    )
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    order = {json.dumps(list(row)): i for i, row in enumerate(ROWS)}
-    for found in sorted(done, key=lambda d: (d["row"][1], order.get(json.dumps(d["row"]), 99))):
-        model = found["row"][1]
+    order = {json.dumps(row): i for i, row in enumerate(ROWS)}
+    known = [d for d in done if json.dumps(d["row"]) in order]
+    for found in sorted(known, key=lambda d: order[json.dumps(d["row"])]):
+        model, topology = found["row"][:2]
         if "error" in found:
-            lines.append(f"{model} | {found['row'][2]} | {found['error'][0][:120]}")
+            lines.append(f"{model} | {topology} | {found['error'][0][:120]}")
             continue
-        memory, times = found["memory"], found.get("seconds")
+        memory, remark = found["memory"], "" if found["memory"]["fits"] else " (too large)"
         cells = [
             model,
             f"{found['topology']} ({found['devices']:,})",
@@ -126,22 +127,28 @@ def table(done: list[dict]) -> str:
             f"{found['batch_size']:,}",
             str(found["grad_cache"]),
             found["remat"]["image"],
-            f"{memory['total'] / 1e9:.2f} of {memory['capacity'] / 1e9:.1f}{'' if memory['fits'] else ' (too large)'}",
+            f"{memory['total'] / 1e9:.2f} of {memory['capacity'] / 1e9:.1f}{remark}",
+            *(costs(found) if "seconds" in found else [""] * 7),
+            f"{found['compile_seconds']:.0f}",
         ]
-        if times:
-            link, dcn = (sum(e[k] for e in found["exchanges"]) / 1e6 for k in ("link", "dcn"))
-            flops = found["flops"]
-            cells += [
-                f"{link:,.0f} + {dcn:,.0f}",
-                f"{flops['needed'] / 1e12:.1f} / {flops['compiled'] / 1e12:.1f}",
-                f"{times['best'] * 1e3:.0f} - {times['worst'] * 1e3:.0f}",
-                f"{times['mfu'][0]:.0%} - {times['mfu'][1]:.0%}",
-            ]
-        else:
-            cells += [""] * 4
-        cells.append(f"{found['compile_seconds']:.0f}")
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def costs(found: dict) -> list[str]:
+    """The cells of what is moved, computed and estimated."""
+    moved, times, flops, losses = (found[k] for k in ("exchanges", "seconds", "flops", "losses"))
+    every = sum(e["link"] + e["dcn"] for e in moved)
+    hidden = sum((e["link"] + e["dcn"]) * e["hidden"] for e in moved)
+    return [
+        f"{every / 1e6:,.0f}",
+        f"{(losses['link'] + losses['dcn']) / 1e6:,.0f}",
+        f"{sum(e['dcn'] for e in moved) / 1e6:,.0f}",
+        f"{hidden / max(every, 1):.0%}",
+        f"{flops['needed'] / 1e12:.1f} / {flops['compiled'] / 1e12:.1f}",
+        f"{times['best'] * 1e3:.0f} - {times['worst'] * 1e3:.0f}",
+        f"{times['mfu'][0]:.0%} - {times['mfu'][1]:.0%}",
+    ]
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ def _compile(job: Job, function: Any, *args: Any) -> Compiled:
     if job.topology.platform == "gpu":
         # Without a GPU there is nothing to tune Triton's tiles on, and the compiler gives up.
         options = {"xla_gpu_enable_triton_gemm": False}
-    with compiling_for(job.topology.platform), jax.set_mesh(job.mesh), _no_cache():
+    cached = contextlib.nullcontext() if job.topology.platform == "cpu" else _no_cache()
+    with compiling_for(job.topology.platform), jax.set_mesh(job.mesh), cached:
         lowered = function.lower(*args)
         try:
             compiled = lowered.compile(compiler_options=options)

@@ -55,6 +55,13 @@ def plan(config: ConfigDict, topology: Topology, losses: bool = True) -> dict[st
     result["flops"]["compiled"] = hlo.matmul_flops(compiled.text)
     result["traffic"] = hlo.memory_traffic(compiled.text)
     result["exchanges"] = [m._asdict() for m in moved]
+    if loss is not None and loss.text:
+        apart = exchanges(loss.text, job.mesh, topology.platform)
+        result["losses"] = {
+            "flops": hlo.matmul_flops(loss.text),
+            "link": sum(m.link for m in apart),
+            "dcn": sum(m.dcn for m in apart),
+        }
     if figures:
         times = estimate(figures, result["flops"]["compiled"], needed, result["traffic"], moved)
         result["seconds"] = times._asdict() | {

@@ -186,7 +186,13 @@ def _arithmetic(found: Mapping[str, Any]) -> Table:
     table = Table("one step of one device", "", "at the peak of", title="Roofline (an estimate)")
     flops, times, peaks = found["flops"], found.get("seconds"), found["peaks"]
     table.add_row("FLOPs the algorithm needs", f"{flops['needed']:.4g}", "")
-    table.add_row("FLOPs of the program", f"{flops['compiled']:.4g}", "with what remat repeats")
+    table.add_row(
+        "FLOPs of the program",
+        f"{flops['compiled']:.4g}",
+        "with what remat repeats and the optimizer multiplies",
+    )
+    if "losses" in found:
+        table.add_row("  the losses", f"{found['losses']['flops']:.4g}", "")
     table.add_row("bytes read and written", f"{found['traffic']:.4g}", "at most")
     if times:
         rows = (

@@ -27,6 +27,17 @@ _AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 _GPUS = ("a100", "h100", "h200")
 
 
+# Keeps libtpu from asking for the metadata of a TPU, and lets several processes compile at once.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
 class Topology(NamedTuple):
     """Named devices.
 
@@ -48,15 +59,7 @@ def prepare(text: str) -> None:
     # This machine's own devices are not wanted; and a libtpu without a TPU would make JAX wait for one.
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
-    # They keep libtpu from asking for the TPU's metadata, and let several processes compile at once.
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TPU_MIN_LOG_LEVEL": "3",
-    }.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cpus = re.fullmatch(r"cpu:([1-9]\d*)", text)
     if cpus:

@@ -1,7 +1,6 @@
 """What a program multiplies: of the traced one, and of the one compiled for TPUs that are not there."""
 
 import collections
-import os
 import re
 import warnings
 
@@ -48,7 +47,6 @@ def shard_shapes(function, *args):
 def tpu_text(function, args, mesh):
     """The program that the TPU compiler makes of `function(args)` for 4 chips; the batch comes split over `data`."""
     pytest.importorskip("libtpu")
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     mesh = make_mesh(mesh, np.array(topology.devices).tolist())
     where = NamedSharding(mesh, PartitionSpec("data"))
