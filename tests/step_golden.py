@@ -7,8 +7,8 @@ of blocks:
   program                               which program was compiled: its FLOPs, arguments and donated arguments
   collectives, JAX x.y                  what XLA made of it, one block for each minor version in constraints.txt
 
-XLA promises nothing about collectives, so no version is held to another's: JAX 0.10 and 0.12 part where the token
-table is looked up, and in how many scalars share a reduction. What any version must do is in the tests, from theory. A
+XLA promises nothing about collectives, so no version is held to another's: JAX 0.10 and 0.12 part in how many
+scalars share a reduction. What any version must do is in the tests, from theory. A
 version without a block fails, with the command that adds it: a new XLA is to be looked at, not let through.
 
 On a CPU XLA leaves the FSDP gradient as an all-reduce over `fsdp` of which each device keeps its slice; it has no pass

@@ -225,14 +225,15 @@ class SelfAttention(nn.Module):
             (None, "heads", None),
             self.param_dtype,
         )
+        # Heads first: split by heads (the `tensor` axis), the flattened kernel stays split.
         qkv = matmul(
             x_BxNxW.astype(self.dtype),
-            kernel.astype(self.dtype).reshape(width, 3 * width),
+            kernel.astype(self.dtype).swapaxes(1, 2).reshape(width, 3 * width),
             self.quantize,
         )
-        qkv = qkv + bias.astype(self.dtype).reshape(3 * width)
-        heads = (*x_BxNxW.shape[:-1], self.heads, size)
-        query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+        qkv = qkv + bias.astype(self.dtype).swapaxes(0, 1).reshape(3 * width)
+        qkv_BxNxHx3xd = qkv.reshape(*x_BxNxW.shape[:-1], self.heads, 3, size)
+        query, key, value = (qkv_BxNxHx3xd[..., i, :] for i in range(3))
         if self.qk_norm:
             query = LayerNorm(self.eps, name="query_norm", **dtypes)(query)
             key = LayerNorm(self.eps, name="key_norm", **dtypes)(key)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from clipjax.errors import UserError
 from clipjax.models.attention import dot_product_attention, head_size
 from clipjax.models.layers import Dense, activation
+from clipjax.models.lookup import lookup
 
 INIT_STD = 0.02
 
@@ -134,7 +135,7 @@ class Bert(nn.Module):
         tokens = table("token_embedding", self.vocab_size, "vocab")
         positions = table("position_embedding", self.max_positions)
         types = table("type_embedding", self.type_vocab)
-        x = tokens[text_BxL] + positions[:length] + types[0]
+        x = lookup(tokens, text_BxL) + positions[:length] + types[0]
         x = nn.LayerNorm(self.norm_epsilon, dtype=jnp.float32, name="embedding_norm")(x)
         mask_BxL = text_BxL != self.pad_id
         if mask is not None:

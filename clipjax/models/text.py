@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from clipjax.errors import UserError
 from clipjax.models.layers import LayerNorm, parameter
+from clipjax.models.lookup import lookup
 from clipjax.models.pooling import MapPool, token_at
 from clipjax.models.transformer import Transformer
 from clipjax.registry import nearest
@@ -90,7 +91,7 @@ class TextTransformer(nn.Module):
             (None, "embed"),
             self.param_dtype,
         )
-        x = (embedding[text_BxL] + position[:length]).astype(self.dtype)
+        x = (lookup(embedding, text_BxL) + position[:length]).astype(self.dtype)
         mlp_dim = round(self.mlp_ratio * self.width)
         x = Transformer(
             self.depth,
