@@ -1,4 +1,4 @@
-"""The command line: `clipjax train | eval | embed | show | plan`. It only parses arguments."""
+"""The command line: `clipjax train | eval | embed | show | plan | data`. It only parses arguments."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.command} takes no --config.* overrides")
     settle_simulated_devices()
-    if argv is None and args.command not in ("show", "plan"):
+    if argv is None and args.command not in ("show", "plan", "data"):
         restart_with_huge_pages()
     # Orbax tells on standard error how long it waited and the like; its errors still show.
     logging.set_verbosity(logging.ERROR)
@@ -104,6 +104,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", metavar="FILE", help="write everything that is printed")
     plan.set_defaults(run=_plan)
+
+    data = commands.add_parser("data", help="prepare and look at data sets")
+    verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
+    index = verbs.add_parser(
+        "index", help="index tars, so that their samples can be read at random"
+    )
+    index.add_argument("tars", nargs="+", metavar="TAR", help="paths or patterns, local or remote")
+    index.add_argument(
+        "--output", metavar="DIR", help="where the indices go; default: beside the tars"
+    )
+    index.add_argument("--workers", type=int, default=4, metavar="N", help="tars read at once")
+    index.add_argument("--again", action="store_true", help="also where an index is there already")
+    index.set_defaults(run=_index)
 
     for command in (train, evaluate):
         job = command.add_argument_group(
@@ -202,6 +215,13 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         largest=args.largest_batch,
         output=args.json,
     )
+
+
+def _index(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    del overrides
+    from clipjax.data.index import index
+
+    return index(args.tars, args.output, args.workers, args.again)
 
 
 def _show(args: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -1,39 +1,12 @@
-"""Random-access sources of raw records: `len(source)` and `source[i] -> dict`, as clipjax/data/stream.py defines it."""
+"""A file of captions beside a folder of pictures."""
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
-from clipjax import registry
 from clipjax.errors import UserError
-
-KINDS = {
-    "drawings": "clipjax.data.drawings:Drawings",
-    "captions": "clipjax.data.sources:Captions",
-    "synthetic": "clipjax.data.sources:Synthetic",
-}
-
-
-def make_source(config: Mapping[str, Any], name: str) -> Any:
-    """The source of one entry of `data.sources`, or of an evaluator's `source`.
-
-    Raises:
-      UserError: an unknown kind or setting, or a source without records.
-    """
-    settings = {k: v for k, v in dict(config).items() if k != "weight"}
-    if "kind" not in settings:
-        raise UserError(
-            f"The source {name!r} needs a 'kind', one of {', '.join(KINDS)} or an import path."
-        )
-    kind = settings.pop("kind")
-    source = registry.call(registry.lookup(kind, KINDS, "source"), settings, f"Source {name!r}")
-    if not len(source):
-        raise UserError(f"The source {name!r} has no records.")
-    return source
 
 
 class Captions:
@@ -109,18 +82,3 @@ def _is_row(row: Any) -> bool:
     texts = row.get("text")
     texts = texts if isinstance(texts, list) else [texts]
     return all(isinstance(text, str) for text in texts)
-
-
-class Synthetic:
-    """Noise pictures with numbered captions, for speed tests and dry runs."""
-
-    def __init__(self, size: int = 224, length: int = 100_000):
-        self._size, self._length = size, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = np.random.default_rng(index)
-        image = rng.integers(0, 256, (self._size, self._size, 3), np.uint8)
-        return {"image": image, "text": [f"picture number {index}"], "language": "en"}

@@ -1,0 +1,134 @@
+"""Parquet files with pictures in a column: img2dataset's, and Hugging Face's data sets."""
+
+import collections
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clipjax.data.sources.files import expand, filesystem
+from clipjax.data.sources.rows import record
+from clipjax.errors import UserError
+
+OPEN_FILES = 64  # of each process
+
+
+class Parquet:
+    """Rows of Parquet files.
+
+    A row can only be read with its row group, so the last groups are kept; in a global shuffle nearly every row costs a
+    group, so this suits evaluation, small row groups, and data that fits in `groups`.
+
+    Args:
+      files: paths or patterns, see `files.expand`; local or remote.
+      image, text, language: columns of pictures, captions and language tags, see `rows.record`.
+      columns: other columns to keep; None: all.
+      groups: how many row groups to keep in memory, of each process.
+    """
+
+    def __init__(
+        self,
+        files: str | Sequence[str],
+        image: str | None = None,
+        text: str | Sequence[str] | None = None,
+        language: str | None = None,
+        columns: Sequence[str] | None = None,
+        groups: int = 8,
+    ):
+        self._paths = expand(files, "Parquet file")
+        self._settings, self._columns, self._groups = (image, text, language), columns, groups
+        self.__setstate__(self.__dict__)
+        found = []  # (file, group, rows)
+        for number, path in enumerate(self._paths):
+            meta = self._file(number).metadata
+            rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+            found += [(number, g, n) for g, n in enumerate(rows) if n]
+            names = self._file(number).schema_arrow.names
+            texts = [text] if isinstance(text, str) else list(text or ())
+            missing = [
+                c for c in (image, *texts, language, *(columns or ())) if c and c not in names
+            ]
+            if missing:
+                raise UserError(
+                    f"{path} has no column {missing[0]!r}; its columns are {', '.join(names)}."
+                )
+        self._place_Gx3 = np.array(found, np.int64).reshape(-1, 3)
+        self._ends = np.cumsum(self._place_Gx3[:, 2])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no row {index}; there are {len(self)}.")
+        block = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[block - 1]) if block else 0)
+        table = self._group(block)
+        return record(table.slice(row, 1).to_pylist()[0], *self._settings)
+
+    def _group(self, block: int) -> Any:
+        """A row group's table; one thread reads it while others may read other ones."""
+        with self._lock:
+            entry = self._tables.setdefault(block, _Slot())
+            self._tables.move_to_end(block)
+            while len(self._tables) > self._groups:
+                self._tables.popitem(last=False)
+        with entry.lock:
+            if entry.table is None:
+                file, group, _ = self._place_Gx3[block].tolist()
+                opened = self._file(file)
+                with self._reading[file % OPEN_FILES]:  # a ParquetFile is not for several threads
+                    entry.table = opened.read_row_group(group, columns=self._wanted(opened))
+        return entry.table
+
+    def _wanted(self, opened: Any) -> list[str] | None:
+        if self._columns is None:
+            return None
+        image, text, language = self._settings
+        texts = [text] if isinstance(text, str) else list(text or ())
+        named = [c for c in (image, *texts, language, *self._columns) if c]
+        return (
+            named if image and texts else None
+        )  # which ones it takes by itself is not known before
+
+    def _file(self, number: int) -> Any:
+        import pyarrow as arrow
+        from pyarrow import parquet
+
+        with self._lock:
+            if number in self._files:
+                self._files.move_to_end(number)
+                return self._files[number]
+        path = self._paths[number]
+        try:
+            if "://" in path:
+                system, inner = filesystem(path)
+                opened = parquet.ParquetFile(inner, filesystem=system)
+            else:
+                opened = parquet.ParquetFile(path, memory_map=True)
+        except (arrow.ArrowException, OSError) as error:
+            raise UserError(f"{path} cannot be read as Parquet: {error}.") from error
+        with self._lock:
+            self._files[number] = opened
+            while len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)
+        return opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        gone = ("_lock", "_files", "_tables", "_reading")
+        return {k: v for k, v in self.__dict__.items() if k not in gone}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+        self._reading = [threading.Lock() for _ in range(OPEN_FILES)]
+        self._files: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._tables: collections.OrderedDict[int, _Slot] = collections.OrderedDict()
+
+
+class _Slot:
+    """A place for a row group that is being read."""
+
+    def __init__(self) -> None:
+        self.lock, self.table = threading.Lock(), None

@@ -1,0 +1,64 @@
+"""From a row of somebody's data set (columns, or files of a tar) to a raw record."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipjax.data.images import BadRecord
+
+# Names under which data sets keep pictures and captions, the first that is there counts.
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "jxl", "bytes", "image_bytes", "img")
+TEXTS = ("txt", "text", "caption", "captions", "alt_text", "TEXT", "top_caption")
+LANGUAGES = ("language", "LANGUAGE", "lang")
+
+
+def record(
+    row: Mapping[str, Any],
+    image: str | None = None,
+    text: str | Sequence[str] | None = None,
+    language: str | None = None,
+) -> dict[str, Any]:
+    """The raw record of a row; columns that are neither picture nor caption stay as they are.
+
+    Args:
+      row: column -> value. Pictures are bytes, arrays, or `{"bytes": ..., "path": ...}` as in Hugging Face's data sets;
+        texts are strings, UTF-8 bytes, or lists of such.
+      image: the picture's column; None: the first of `IMAGES` that is there.
+      text: the captions' columns, all of them; None: the first of `TEXTS` that is there.
+      language: the column of the language's tag; None: the first of `LANGUAGES`; without any, "en".
+
+    Raises:
+      BadRecord: no picture, or a text that is not UTF-8.
+    """
+    image = image or next((k for k in IMAGES if row.get(k) is not None), "image")
+    texts = [text] if isinstance(text, str) else text
+    texts = texts or [k for k in TEXTS if row.get(k) is not None][:1]
+    language = language or next((k for k in LANGUAGES if row.get(k)), "language")
+    picture = row.get(image)
+    if isinstance(picture, Mapping):
+        picture = picture.get("bytes")
+    if picture is None:
+        raise BadRecord("there is no image")
+    known = {image, language, *texts}
+    return {k: v for k, v in row.items() if k not in known} | {
+        "image": picture,
+        "text": [t for name in texts for t in strings(row.get(name))],
+        "language": row.get(language) or "en",
+    }
+
+
+def strings(value: Any) -> list[str]:
+    """A text, or a list of them, as strings; None is no text."""
+    if value is None:
+        return []
+    if isinstance(value, bytes):
+        try:
+            return [value.decode("utf-8")]
+        except UnicodeDecodeError as error:
+            raise BadRecord("text is not UTF-8") from error
+    if isinstance(value, str):
+        return [value]
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [s for item in value for s in strings(item)]
+    raise BadRecord("text is neither a string nor a list of them")
