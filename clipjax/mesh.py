@@ -92,6 +92,31 @@ def _slices(devices: Iterable[Any]) -> int:
     return len({getattr(d, "slice_index", None) or 0 for d in devices})
 
 
+def network_domains(mesh: Mesh) -> np.ndarray:
+    """For each device, in the mesh's shape, a number of the domain within which the network is fast.
+
+    That is a slice of a TPU, a host of GPUs, and for CPUs a process.
+    """
+    tpu = mesh.devices.flat[0].platform == "tpu"
+    name = "slice_index" if tpu else "process_index"
+    return np.vectorize(lambda d: getattr(d, name, None) or 0, otypes=[int])(mesh.devices)
+
+
+def network_groups(mesh: Mesh | AbstractMesh, axes: Sequence[str]) -> int:
+    """Into how many equal runs of one domain each the devices along these axes fall; 1 if they do not."""
+    if not isinstance(mesh, Mesh):
+        return 1
+    others = [a for a in mesh.axis_names if a not in axes]
+    order = [mesh.axis_names.index(a) for a in (*axes, *others)]
+    length = math.prod(mesh.shape[a] for a in axes)
+    lines_NxK = network_domains(mesh).transpose(order).reshape(length, -1)
+    groups = len(set(lines_NxK[:, 0].tolist()))
+    if length % groups:
+        return 1
+    runs = lines_NxK.reshape(groups, length // groups, -1)
+    return groups if (runs == runs[:, :1]).all() else 1
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Arrays with a leading batch axis are split over `data` and `fsdp`, whatever their rank."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

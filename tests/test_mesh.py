@@ -180,3 +180,31 @@ def test_constrain():
         whole = jax.jit(lambda x: mesh.constrain(x + 1, "batch", None))(jnp.ones((6, 6)))
     assert split.sharding.shard_shape(split.shape) == (1, 6)
     np.testing.assert_array_equal(whole, 2.0)
+
+
+class Device:
+    """Enough of a device for its place in the network."""
+
+    platform = "gpu"
+
+    def __init__(self, number, process_index):
+        self.id, self.process_index = number, process_index
+
+
+@pytest.mark.parametrize(
+    ("sizes", "axes", "hosts", "groups"),
+    [
+        ({"data": 8}, ("data",), 2, 2),
+        ({"data": 8}, ("data",), 8, 8),
+        ({"data": 2, "fsdp": 4}, ("data", "fsdp"), 4, 4),
+        ({"data": 2, "tensor": 4}, ("data",), 2, 2),
+        ({"data": 4, "tensor": 2}, ("data",), 2, 2),
+        ({"data": 2, "tensor": 4}, ("data",), 4, 2),
+        ({"data": 8}, ("data",), 3, 1),  # not equal
+    ],
+)
+def test_groups_of_a_fast_network(sizes, axes, hosts, groups):
+    shape = [sizes.get(a, 1) for a in mesh.AXES]
+    devices = [Device(i, i * hosts // 8) for i in range(8)]
+    made = jax.sharding.Mesh(np.array(devices, object).reshape(shape), mesh.AXES)
+    assert mesh.network_groups(made, axes) == groups

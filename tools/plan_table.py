@@ -25,7 +25,6 @@ FULL, DOTS = ("full", "full"), ("dots", "dots")
 # (model, topology, slices, batch, fsdp, (remat of the image tower, of the text tower), grad_cache)
 ROWS = [
     (B, "v5e:256", 1, 32_768, 1, DOTS, 1),
-    (B, "v5e:256", 2, 65_536, 1, DOTS, 1),
     (B, "v5e:256", 4, 131_072, 1, DOTS, 1),
     (B, "v5e:256", 16, 524_288, 1, DOTS, 1),
     (B, "v5p:512", 1, 262_144, 1, FULL, 1),

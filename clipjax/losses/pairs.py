@@ -21,6 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from clipjax.errors import UserError
 from clipjax.losses.tiles import BLOCK_SIZE, LAYOUTS, Spread, add_up, all_gather, visit_all
+from clipjax.mesh import network_groups
 from clipjax.registry import nearest
 
 BATCH_AXES = ("data", "fsdp")
@@ -113,8 +114,14 @@ def make_spread(
             raise UserError(
                 f"A batch of {odd} does not divide over {parts} devices; choose a batch size that {parts} divides."
             )
+    groups = network_groups(mesh, axes) if mesh is not None and axes else 1
     return Spread(
-        mesh if axes else None, axes, layout, block_size or BLOCK_SIZE, PRECISIONS[precision]
+        mesh if axes else None,
+        axes,
+        layout,
+        block_size or BLOCK_SIZE,
+        PRECISIONS[precision],
+        groups,
     )
 
 

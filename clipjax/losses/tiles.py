@@ -5,7 +5,9 @@ Rows (images) stay where they are; columns (texts) come to them in one of two la
   "gather"  one all-gather brings all columns, and one reduction brings home what they have accumulated: fewest words
             moved, but every device holds all C columns;
   "ring"    blocks of C / N columns hop from neighbour to neighbour, with what they have accumulated: one block at a
-            time, whatever C is.
+            time, whatever C is. Where devices stand in groups with a slow network between them (slices of a TPU, hosts
+            of GPUs), a block visits all of a group before it goes on to the next: of N - 1 hops only one less than
+            there are groups are slow, and in those all devices send at once.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,7 @@ LAYOUTS = ("gather", "ring")
 BLOCK_SIZE = 1024
 
 Tree = Any
+Route = list[tuple[int, int]]
 
 # visit(row_r, column_c, row_sum_r, column_sum_c) -> (row_sum_r, column_sum_c): trees of arrays with r or c in front.
 Visit = Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]]
@@ -33,6 +36,7 @@ class Spread(NamedTuple):
       layout: "gather" or "ring".
       block_size: most rows, and most columns, of one tile.
       precision: of the tile's matrix products.
+      groups: the devices, in the order of the axes, are so many equal runs with a fast network within each.
     """
 
     mesh: Mesh | None
@@ -40,6 +44,7 @@ class Spread(NamedTuple):
     layout: str
     block_size: int
     precision: jax.lax.Precision
+    groups: int = 1
 
 
 def sweep(
@@ -132,18 +137,48 @@ def visit_all(
         row_sums, sums = sweep(visit, rows, whole, row_sums, starts, block_size)
         return row_sums, collect(sums, axes)
 
-    neighbours = [(i, (i + 1) % devices) for i in range(devices)]
-    send = lambda tree: jax.tree.map(lambda x: jax.lax.ppermute(x, axes, neighbours), tree)  # noqa: E731
+    inside, across, home = _routes(devices, spread.groups)
 
-    def hop(carry: tuple[Tree, Tree, Tree], _: None) -> tuple[tuple[Tree, Tree, Tree], None]:
+    def send(tree: Tree, route: Route) -> Tree:
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, route), tree)
+
+    def hop(carry: tuple[Tree, Tree, Tree], route: Route) -> tuple[Tree, Tree, Tree]:
         columns, row_sums, column_sums = carry
-        arriving = send(columns)  # needs nothing of the tiles below, so it can travel meanwhile
+        arriving = send(
+            columns, route
+        )  # needs nothing of the tiles below, so it can travel meanwhile
         row_sums, column_sums = sweep(visit, rows, columns, row_sums, column_sums, block_size)
-        return (arriving, row_sums, send(column_sums)), None
+        return arriving, row_sums, send(column_sums, route)
 
-    carry, _ = jax.lax.scan(hop, (columns, row_sums, column_sums), length=devices - 1)
-    row_sums, column_sums = sweep(visit, rows, *carry, block_size)
-    return row_sums, send(column_sums)  # one hop more and they are home
+    def repeat(step: Callable[[Any], Any], carry: Any, times: int) -> Any:
+        return (
+            jax.lax.scan(lambda c, _: (step(c), None), carry, length=times)[0] if times else carry
+        )
+
+    def tour(carry: Any) -> Any:
+        """From device to device until the last of a group, whose tiles remain to be visited."""
+        return repeat(lambda c: hop(c, inside), carry, devices // spread.groups - 1)
+
+    carry = (columns, row_sums, column_sums)
+    carry = repeat(lambda c: hop(tour(c), across), carry, spread.groups - 1)
+    columns, row_sums, column_sums = tour(carry)
+    row_sums, column_sums = sweep(visit, rows, columns, row_sums, column_sums, block_size)
+    return row_sums, send(column_sums, home)
+
+
+def _routes(devices: int, groups: int) -> tuple[Route, Route, Route]:
+    """(sender, receiver) pairs: to the next of a group, to the next group, and home after all have been visited."""
+    size = devices // groups
+    place = [divmod(i, size) for i in range(devices)]
+
+    def route(group_step: int, step: int) -> Route:
+        return [
+            (i, (g + group_step) % groups * size + (p + step) % size)
+            for i, (g, p) in enumerate(place)
+        ]
+
+    # A block has made size - 1 steps in each group, and groups - 1 steps between groups.
+    return route(0, 1), route(1, 0), route(1, groups)
 
 
 def all_gather(tree: Tree, axes: tuple[str, ...]) -> Tree:

@@ -51,12 +51,12 @@ def plan(config: ConfigDict, topology: Topology, losses: bool = True) -> dict[st
     result["largest_batch"] = extrapolate(job, result["memory"])
     if not compiled.text:
         return result
-    moved = exchanges(compiled.text, job.mesh, topology.platform)
+    moved = exchanges(compiled.text, job.mesh)
     result["flops"]["compiled"] = hlo.matmul_flops(compiled.text)
     result["traffic"] = hlo.memory_traffic(compiled.text)
     result["exchanges"] = [m._asdict() for m in moved]
     if loss is not None and loss.text:
-        apart = exchanges(loss.text, job.mesh, topology.platform)
+        apart = exchanges(loss.text, job.mesh)
         result["losses"] = {
             "flops": hlo.matmul_flops(loss.text),
             "link": sum(m.link for m in apart),

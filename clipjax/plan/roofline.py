@@ -1,7 +1,6 @@
 """From a compiled program to seconds: what its arithmetic, memory and links take at their published peaks."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -9,6 +8,7 @@ from jax.sharding import Mesh
 from clipjax import hlo
 from clipjax.hardware import Device
 from clipjax.hlo import Collective
+from clipjax.mesh import network_domains
 
 
 class Exchange(NamedTuple):
@@ -51,13 +51,13 @@ class Estimate(NamedTuple):
     mfu: tuple[float, float]
 
 
-def exchanges(text: str, mesh: Mesh, platform: str) -> list[Exchange]:
+def exchanges(text: str, mesh: Mesh) -> list[Exchange]:
     """All collectives of a compiled program, added up by kind and axes, largest first.
 
     For TPU slices the program itself says what crosses the data-centre network. A group of GPUs that spans hosts is
     taken to work in two stages, as NCCL does: only what the stage between hosts needs crosses it.
     """
-    domain = _domains(mesh, platform)
+    domain = network_domains(mesh).reshape(-1)
     found: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
     for collective in hlo.collectives(text):
         if collective.slices:
@@ -81,13 +81,6 @@ def _across(mesh: Mesh, domain: np.ndarray) -> tuple[str, ...]:
     return tuple(
         axis for i, axis in enumerate(mesh.axis_names) if (np.diff(names, axis=i) != 0).any()
     )
-
-
-def _domains(mesh: Mesh, platform: str) -> np.ndarray:
-    """For each device the slice, or a GPU's host, within which the fast network reaches."""
-    name = {"tpu": "slice_index", "gpu": "process_index"}.get(platform)
-    devices: Sequence[Any] = list(mesh.devices.flat)
-    return np.array([(getattr(d, name, 0) or 0) if name else 0 for d in devices])
 
 
 def _split(collective: Collective, domain: np.ndarray) -> tuple[float, float]:
