@@ -9,7 +9,7 @@ import transformer_oracle as oracle
 from clipjax import flops
 from clipjax.errors import UserError
 from clipjax.models.attention import SelfAttention, dot_product_attention
-from clipjax.models.layers import ACTIVATIONS, LayerNorm, activation
+from clipjax.models.layers import ACTIVATIONS, LayerNorm, activation, layer_norm
 from clipjax.models.pooling import MapPool
 from clipjax.models.transformer import Transformer
 
@@ -180,3 +180,37 @@ def test_refusals():
         jax.eval_shape(STACK.clone(heads=3).init, jax.random.key(0), X)
     with pytest.raises(UserError, match="did you mean 'full'"):
         jax.eval_shape(STACK.clone(remat="ful").init, jax.random.key(0), X)
+
+
+def plain_layer_norm(x, scale, bias, eps, dtype):
+    x = x.astype(jnp.float32)
+    x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + eps)
+    return (x * scale + bias).astype(dtype)
+
+
+@pytest.mark.parametrize("shape", [(5, 16), (2, 3, 16), (2, 3, 2, 8)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_layer_norm(shape, dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 + rng.normal(size=shape), dtype)
+    pull = rng.normal(size=shape).astype(np.float32)
+    params = [jnp.asarray(rng.normal(size=shape[-1]), jnp.float32) for _ in range(2)]
+
+    def total(norm):
+        return lambda x, scale, bias: jnp.sum(norm(x, scale, bias, 1e-5, dtype) * pull)
+
+    found, wanted = (
+        jax.jit(jax.grad(total(norm), argnums=(0, 1, 2)))(x, *params)
+        for norm in (layer_norm, plain_layer_norm)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == b.dtype
+        a, b = (np.asarray(v, np.float64) for v in (a, b))
+        assert np.linalg.norm(a - b) <= (3e-6 if dtype == "float32" else 3e-3) * np.linalg.norm(b)
+
+
+def test_layer_norm_keeps_its_input_as_it_came():
+    x = jnp.ones((8, 64), jnp.bfloat16)
+    _, pullback = jax.vjp(lambda x: layer_norm(x, jnp.ones(64), jnp.zeros(64), 1e-5, "bfloat16"), x)
+    kept = [v for v in jax.tree.leaves(pullback) if hasattr(v, "dtype") and v.size >= x.size]
+    assert [v.dtype for v in kept] == [jnp.bfloat16]
