@@ -7,13 +7,13 @@ from typing import Any
 
 from absl import logging
 
-from clipjax.errors import SharedError, UserError
+from clipjax.errors import SharedError, TryAgainError, UserError
 from clipjax.huge_pages import restart_with_huge_pages
 from clipjax.platform import settle_simulated_devices
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status (2 for a user's mistake, 128 + n after signal n)."""
+    """Runs one command; returns the exit status (2 for a user's mistake, 75 to try again, 128 + n after signal n)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
     parser = _parser()
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if not isinstance(error, SharedError) or _speaks():
             print(f"clipjax {args.command}: {error}", file=sys.stderr)
-        return 2
+        return 75 if isinstance(error, TryAgainError) else 2
 
 
 def _parser() -> argparse.ArgumentParser:

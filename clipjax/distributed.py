@@ -8,6 +8,7 @@ import collections
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import multihost
 
-from clipjax.errors import UserError
+from clipjax.errors import TryAgainError, UserError
 
 # Exit status "try again" (EX_TEMPFAIL): another process is gone, or nothing moved. The same command goes on.
 TRY_AGAIN = 75
@@ -59,7 +60,7 @@ def start(
             shutdown_timeout_seconds=start_timeout,
         )
     except Exception as error:  # whatever a cluster's environment makes JAX stumble over
-        raise UserError(
+        raise TryAgainError(
             f"This process cannot join its job ({first_line(error)}); see docs/launch.md."
         ) from error
     finally:
@@ -119,9 +120,11 @@ def _launcher(environment: Mapping[str, str]) -> dict[str, Any] | None:
         return {"cluster_detection_method": "ompi"}
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     mpi = max(count("OMPI_COMM_WORLD_SIZE"), 1)
-    if mpi == 1 and all(name in environment for name in slurm):
-        # An interactive shell of a larger allocation is a step of one task.
-        tasks = min(count("SLURM_NTASKS"), count("SLURM_STEP_NUM_TASKS"))
+    # An interactive shell of a larger allocation is a step of one task. srun may set PMI_SIZE too, to its tasks; an
+    # mpiexec inside the allocation sets it to more.
+    tasks = min(count("SLURM_NTASKS"), count("SLURM_STEP_NUM_TASKS"))
+    if mpi == 1 and count("PMI_SIZE") <= tasks and all(name in environment for name in slurm):
+        _check_gpus(environment)
         return {"cluster_detection_method": "slurm"} if tasks > 1 else None
     if mpi > 1 or count("PMI_SIZE") > 1:
         if importlib.util.find_spec("mpi4py") is None:
@@ -133,6 +136,22 @@ def _launcher(environment: Mapping[str, str]) -> dict[str, Any] | None:
     if "," in hosts or count("MEGASCALE_NUM_SLICES") > 1:
         return {}
     return None
+
+
+def _check_gpus(environment: Mapping[str, str]) -> None:
+    """Refuses a SLURM step that would leave GPUs idle: JAX gives each task one of them."""
+    gpus = re.match(r"\d+", environment.get("SLURM_GPUS_ON_NODE", ""))
+    tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if (
+        gpus
+        and tasks
+        and int(gpus[0]) > int(tasks[0])
+        and "JAX_LOCAL_DEVICE_IDS" not in environment
+    ):
+        raise UserError(
+            f"This node has {gpus[0]} GPUs and {tasks[0]} task(s) of this step, and JAX gives each task one GPU; start "
+            "a task for each GPU, or set JAX_LOCAL_DEVICE_IDS to those that a task shall use."
+        )
 
 
 def first() -> bool:
@@ -165,7 +184,7 @@ def barrier(name: str, seconds: float) -> None:
             raise
         missing = str(error).partition("timed out task names:")[2].partition("RPC:")[0].split()
         who = f"process {', '.join(missing)}" if missing else "another process"
-        raise UserError(
+        raise TryAgainError(
             f"Waited {seconds:g} s at {name!r} for {who}; look at what is printed there, and whether it runs."
         ) from error
 

@@ -9,5 +9,9 @@ class UserError(Exception):
     """
 
 
+class TryAgainError(UserError):
+    """A UserError that may not come again: a process was late, or could not be reached. The exit status is 75."""
+
+
 class SharedError(UserError):
     """A UserError that all processes of a job raise at the same point; only the first one prints it."""

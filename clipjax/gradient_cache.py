@@ -89,7 +89,9 @@ def _means(encode: Callable, params: Any, batch: Arrays, micro_batches: Arrays) 
     chunks = len(jax.tree.leaves(micro_batches)[0])
     means = {k: x for k, x in whole.items() if x.shape == part[k].shape}
     for name, x in whole.items():
-        if name not in means and (not x.ndim or len(x) != chunks * len(part[name])):
+        if name not in means and (
+            x.shape[1:] != part[name].shape[1:] or not x.ndim or len(x) != chunks * len(part[name])
+        ):
             raise UserError(
                 f"The output {name!r} has shape {list(x.shape)} for the whole batch and {list(part[name].shape)} for a "
                 f"micro-batch, so config.grad_cache = {chunks} cannot join it; give it a row a sample, or one shape."

@@ -81,10 +81,8 @@ def _arranged(devices: list[Any], shape: list[int]) -> np.ndarray:
         if slices > 1:
             return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), **how)
         return mesh_utils.create_device_mesh(inside, **how)
-    except (
-        NotImplementedError,
-        ValueError,
-    ):  # a part of a slice, or a shape that it cannot be cut into
+    # A part of a slice, a shape that it cannot be cut into, or cores of a chip that JAX takes for devices (v4, tpu7x).
+    except (NotImplementedError, ValueError, AssertionError):
         return in_order
 
 

@@ -70,11 +70,16 @@ def train(config: ConfigDict, workdir: str | Path, profile: str | None = None) -
         contextlib.closing(Profile(profile, workdir)) as trace,
         Watchdog(config.run, workdir) as watchdog,
     ):
-        return _train(config, workdir, clock, trace, watchdog)
+        return _train(config, workdir, profile, clock, trace, watchdog)
 
 
 def _train(
-    config: ConfigDict, workdir: Path, clock: Clock, trace: Profile, watchdog: Watchdog
+    config: ConfigDict,
+    workdir: Path,
+    profile: str | None,
+    clock: Clock,
+    trace: Profile,
+    watchdog: Watchdog,
 ) -> State:
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
     check_vocabulary(tokenizer, config)
@@ -99,6 +104,7 @@ def _train(
         "config",
         {k: json.dumps(v, sort_keys=True) for k, v in json.loads(config.to_json()).items()},
     )
+    check_same("command line", {"--profile": str(profile)})  # it decides when a step is waited for
     samples = from_first(checkpoint.newest(workdir / "checkpoints") or 0)
     pretrained = {} if samples else load_pretrained(config.init, like.params)
 
@@ -187,6 +193,7 @@ def _train(
                     checkpoints.wait()
                 raise Stopped(stopping, samples)
             watchdog.step_done(samples)
+        trace.close()
         with watchdog.pause("saving"):
             checkpoints.wait()
     with watchdog.pause("writing the report"):

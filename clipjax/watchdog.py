@@ -21,7 +21,7 @@ import jax
 
 from clipjax import checkpoint
 from clipjax.distributed import TRY_AGAIN, first, first_line, tell
-from clipjax.errors import SharedError, UserError
+from clipjax.errors import SharedError, TryAgainError, UserError
 from clipjax.signals import Stopped
 
 # Process 0 leaves last: the loss of its coordination service would abort the others before they can speak.
@@ -109,7 +109,7 @@ def guard(workdir: str | Path) -> Iterator[None]:
     """Ends this process of a job at once where it fails alone, or because another one is gone.
 
     What all processes raise together (SharedError, Stopped) passes, and so does everything in a process of its own.
-    The status is 2 for a user's mistake, 75 where another process is gone, 1 for anything else.
+    The status is 2 for a user's mistake, 75 where another process is gone or late, 1 for anything else.
     """
     try:
         yield
@@ -124,7 +124,8 @@ def guard(workdir: str | Path) -> Iterator[None]:
 def _leave(error: BaseException, workdir: Path) -> None:
     faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)  # the disk may hang
     if isinstance(error, UserError):
-        status, text = 2, str(error)
+        status = TRY_AGAIN if isinstance(error, TryAgainError) else 2
+        text = str(error)
     elif isinstance(error, KeyboardInterrupt):
         status, text = 128 + signal.SIGINT, "Interrupted."
     elif any(sign in str(error).lower() for sign in _GONE):

@@ -266,3 +266,28 @@ def test_half_given_flags_are_refused(arguments, message):
 def test_an_address_without_a_launcher_is_refused():
     with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS is set, but no launcher"):
         distributed.launch({"JAX_COORDINATOR_ADDRESS": "a:1"})
+
+
+SLURM = dict.fromkeys(("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"), "0")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "ranks", "wanted"), [("1", "4", "mpi"), ("2", "8", "mpi"), ("4", "4", "slurm")]
+)
+def test_mpi_inside_a_slurm_allocation(tasks, ranks, wanted, monkeypatch):
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: object())
+    environment = SLURM | {"SLURM_NTASKS": tasks, "SLURM_STEP_NUM_TASKS": tasks, "PMI_SIZE": ranks}
+    found = distributed.launch(environment)
+    assert found == {"cluster_detection_method": {"mpi": "mpi4py", "slurm": "slurm"}[wanted]}
+
+
+def test_gpus_that_would_be_idle_are_refused():
+    tasks = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}
+    idle = SLURM | tasks | {"SLURM_GPUS_ON_NODE": "8"}
+    with pytest.raises(
+        UserError, match=r"8 GPUs and 1 task\(s\) of this step, and JAX gives each task one"
+    ):
+        distributed.launch(idle)
+    slurm = {"cluster_detection_method": "slurm"}
+    assert distributed.launch(idle | {"JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"}) == slurm
+    assert distributed.launch(SLURM | tasks | {"SLURM_GPUS_ON_NODE": "1"}) == slurm

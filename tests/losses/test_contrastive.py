@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ import numpy as np
 import oracle
 import pytest
 
+from clipjax import hlo
 from clipjax.errors import UserError
 from clipjax.losses import sigmoid_contrastive, softmax_contrastive
 from clipjax.losses.softmax import softmax, teacher_targets
 from clipjax.losses.targets import Dense, SameId
 from clipjax.losses.tiles import LAYOUTS
-from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.mesh import AXES, batch_sharding, batch_shards, make_mesh
 
 B, D = 24, 12
 LOSSES = ("softmax", "sigmoid")
@@ -25,13 +27,17 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def embeddings(seed=0, texts=B, noise=None):
+def embeddings(seed=0, texts=B, noise=None, images=B, width=D):
     """Random pairs with duplicates among them; with `noise`, texts near their images, as after training."""
     rng = np.random.default_rng(seed)
-    image = rng.normal(size=(B, D))
-    text = rng.normal(size=(texts, D)) if noise is None else image + noise * rng.normal(size=(B, D))
+    image = rng.normal(size=(images, width))
     if noise is None:
-        image[3], text[5], text[7] = image[2], text[4], text[4]
+        text = rng.normal(size=(texts, width))
+        for x, copy, of in ((image, 3, 2), (text, 5, 4), (text, 7, 4)):
+            if copy < len(x):
+                x[copy] = x[of]
+    else:
+        text = image + noise * rng.normal(size=(images, width))
     return unit(image).astype(np.float32), unit(text).astype(np.float32)
 
 
@@ -82,19 +88,65 @@ def test_devices(name, layout, devices, block_size):
     check(name, *embeddings(), scales=SCALES, bias=-10.0, **settings)
 
 
+MESHES = [
+    dict(zip(AXES, sizes, strict=True))
+    for sizes in itertools.product((1, 2, 4, 8), repeat=len(AXES))
+    if math.prod(sizes) == 8
+]
+
+
+def test_these_are_all_meshes_of_eight_devices():
+    assert len({tuple(sizes.values()) for sizes in MESHES}) == 20
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "-".join(map(str, sizes.values())))
+@pytest.mark.parametrize(("name", "layout"), list(itertools.product(LOSSES, LAYOUTS)))
+def test_meshes(name, layout, sizes):
+    # 5 rows a device and 40 texts: blocks of 3 divide neither.
+    pairs = embeddings(images=40, texts=40)
+    check(name, *pairs, mesh=make_mesh(sizes), layout=layout, block_size=3, scales=SCALES)
+
+
 @pytest.mark.parametrize(("name", "layout"), list(itertools.product(LOSSES, LAYOUTS)))
 @pytest.mark.parametrize(
-    "sizes",
-    [
-        {"data": 2, "fsdp": 4},
-        {"data": 2, "tensor": 4},
-        {"fsdp": 4, "expert": 2},
-        {"data": 2, "fsdp": 2, "tensor": 2},
-        {"tensor": 8},
-    ],
+    "sizes", [{"data": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "expert": 2}, {"tensor": 8}]
 )
-def test_meshes(name, layout, sizes):
-    check(name, *embeddings(), mesh=make_mesh(sizes), layout=layout, block_size=4)
+def test_rows_that_divide_over_the_batch_axes_only(name, layout, sizes):
+    mesh = make_mesh(sizes)
+    count = 7 * batch_shards(mesh)
+    pairs = embeddings(images=count, texts=count)
+    check(name, *pairs, mesh=mesh, layout=layout, block_size=4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_devices_that_hold_the_same_rows_share_the_work(layout):
+    def flops(sizes):
+        loss = functools.partial(softmax_contrastive, mesh=make_mesh(sizes), layout=layout)
+        function = jax.jit(jax.grad(lambda *a: loss(*a, 10.0)[0], argnums=(0, 1)))
+        return hlo.matmul_flops(function.lower(*embeddings()).compile().as_text())
+
+    shared = flops({"data": 2, "tensor": 2, "expert": 2})
+    assert shared == flops({"data": 8})
+    assert 0 < shared <= 8 * B * B * D / 8  # of one device
+
+
+def odd_sizes():
+    """(images, texts, width, block size): primes, ones, blocks beyond the batch, and what a die has thrown."""
+    rng = np.random.default_rng(5)
+    thrown = [tuple(rng.integers(1, 40, 4).tolist()) for _ in range(6)]
+    chosen = [(13, 13, 7, 5), (29, 29, 3, 31), (1, 17, 5, 4), (17, 1, 5, 4), (2, 2, 2, 1)]
+    return [*chosen, (23, 31, 1, 11), *thrown]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("images", "texts", "width", "block_size"), odd_sizes())
+def test_odd_sizes(name, images, texts, width, block_size):
+    pairs = embeddings(images=images, texts=texts, width=width)
+    if images == texts:
+        targets, expected = None, {}
+    else:
+        targets, expected = _ids(np.random.default_rng(6), texts, images)
+    check(name, *pairs, expected=expected, targets=targets, block_size=block_size)
 
 
 @pytest.mark.parametrize("noise", [0.3, 0.1, 0.02])
@@ -106,9 +158,9 @@ def test_well_separated_pairs_keep_their_digits(noise, layout):
     check("softmax", image, text, mesh=make_mesh(), layout=layout, **settings)
 
 
-def _ids(rng, texts):
+def _ids(rng, texts, images=B):
     """Groups of several, some of which have members on one side only, and pictures without a match."""
-    image_id, text_id = rng.integers(-1, 8, B), rng.integers(0, 9, texts)
+    image_id, text_id = rng.integers(-1, 8, images), rng.integers(0, 9, texts)
     same = (image_id[:, None] == text_id[None, :]) & (image_id[:, None] >= 0)
     return SameId(jnp.asarray(image_id), jnp.asarray(text_id)), {"rows": same}
 
