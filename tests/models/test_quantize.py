@@ -189,7 +189,7 @@ def test_bert_is_quantised_too():
     assert found["int8", "int8", "int32"] == 2 * 6
 
 
-def train(quantize):
+def train(quantize, seed=0):
     """Losses of 30 steps of the real train step on one batch."""
     config = tiny_config("evals={}", "total_samples=30 steps", "optim.lr=0.003")
     config.model.quantize = quantize
@@ -200,11 +200,13 @@ def train(quantize):
     step = make_step(parts.model, losses, parts.optimizer, config, parts.rate)
     step = jax.jit(step, donate_argnums=0)
     state = init_state(parts.model, config, parts.optimizer, mesh)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     side, length = config.model.image.size, config.model.text.length
     batch = {
         "image": rng.integers(0, 256, (config.batch_size, side, side, 3), np.uint8),
-        "text": rng.integers(1, 1000, (config.batch_size, length), np.int32),
+        "text": rng.integers(
+            4, config.model.text.vocab_size, (config.batch_size, length), np.int32
+        ),
         "sample_seed": np.arange(config.batch_size, dtype=np.uint32),
     }
     batch["text"][:, -1] = config.model.text.end_token
@@ -216,11 +218,13 @@ def train(quantize):
     return found
 
 
-def test_training_learns_as_in_floats():
-    exact, found = train(None), train("int8")
-    assert exact[-1] < 0.5 * exact[0]
-    assert found[-1] < 0.5 * found[0]
-    np.testing.assert_allclose(found, exact, rtol=0.02)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_training_learns_as_in_floats(seed):
+    """On the whole: single steps of two runs that round differently part and meet again."""
+    exact, found = train(None, seed), train("int8", seed)
+    assert exact[-1] < 0.05 * exact[0]
+    assert found[-1] < 0.05 * found[0]
+    assert np.mean(found) == pytest.approx(np.mean(exact), rel=0.02)
     assert found != exact
 
 
