@@ -354,8 +354,13 @@ def test_topologies_that_do_not_exist(text, slices, message):
         find(text, slices)
 
 
-def test_missing_compilers_are_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+@pytest.mark.parametrize("whole_package", [False, True])
+def test_missing_compilers_are_named(monkeypatch, whole_package):
+    def find_spec(name):
+        if whole_package and "." in name:
+            raise ModuleNotFoundError(f"No module named {name.split('.')[0]!r}")
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     for text in ("v5e:2x2", "h100:8"):
         with pytest.raises(UserError, match=r"pip install 'clipjax\[plan\]'"):
             find(text)

@@ -105,7 +105,7 @@ def _cpu(text: str, shape: str) -> Topology:
 
 
 def _tpu(kind: str, shape: str, slices: int) -> Topology:
-    if importlib.util.find_spec("libtpu") is None:
+    if not _installed("libtpu"):
         raise UserError(
             "Planning for TPUs needs their compiler, not the hardware: pip install 'clipjax[plan]'."
         )
@@ -136,7 +136,7 @@ def _tpu(kind: str, shape: str, slices: int) -> Topology:
 def _gpu(kind: str, shape: str) -> Topology:
     if "x" in shape:
         raise UserError(f"GPUs are given by their number, such as {kind}:8, not {shape}.")
-    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+    if not _installed("jax_plugins.xla_cuda13"):
         raise UserError(
             "Planning for GPUs needs the CUDA plugin of JAX, not the hardware: pip install 'clipjax[plan]'."
         )
@@ -153,6 +153,13 @@ def _gpu(kind: str, shape: str) -> Topology:
         target_config=_target(kind),
     )
     return Topology(f"{kind}:{count}", "gpu", tuple(found.devices), DEVICES[kind])
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
 
 
 def _target(kind: str) -> str:
