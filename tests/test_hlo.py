@@ -126,7 +126,7 @@ def test_exchanges(exchange):
             assert c.name.startswith("jit(repeat)")
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the libtpu wheel")
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the compiler of `plan`")
 def test_a_program_for_tpus():
     from jax.experimental import topologies
 
