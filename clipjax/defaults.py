@@ -18,9 +18,17 @@ def base_config() -> ConfigDict:
             "tokenizer": {"kind": "clip_bpe"},
             "losses": {"contrastive": {"kind": "softmax", "weight": 1.0}},
             "data": {
-                "sources": {},  # name -> kind, settings, and optionally weight
+                # name -> kind, settings, and optionally weight, captions, filter, window, box_format
+                "sources": {},
                 "captions": {"kind": "any"},
+                "languages": (),  # tags; then a batch has `language`, the place of each sample's here, or -1
+                "regions": {
+                    "count": 0,  # M of a sample; 0: the batch has no regions
+                    "min_visible": 0.25,  # share of a box's area that the crop must leave
+                    "min_side": 0.02,  # of what is left, as a fraction of the frame
+                },
                 "augment": {
+                    "crop": "random",  # a random resized crop, or "fit": as preprocess.resize says
                     "crop_scale": (0.9, 1.0),  # area of the random crop
                     "crop_ratio": (0.75, 4 / 3),
                     "flip": 0.0,

@@ -23,7 +23,7 @@ BATCH: dict[str, Field] = {
     "region_text": Field("B M L", "int32", "token ids of region texts"),
     "region_mask": Field("B M", "bool", "True where a region exists"),
     "labels": Field("B l", "int32", "class labels, padded with -1"),
-    "language": Field("B", "int32", "index into the data set's list of languages"),
+    "language": Field("B", "int32", "place in config.data.languages; -1: none of them"),
     "sample_id": Field("B", "int64", "which record; stays on the host"),
     "sample_seed": Field("B", "uint32", "hash of (seed, place in the stream): randomness a sample"),
 }

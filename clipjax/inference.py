@@ -15,7 +15,8 @@ from PIL import Image
 
 from clipjax import checkpoint
 from clipjax.config import from_json, to_json
-from clipjax.data.images import BadRecord, decode, fit, flatten
+from clipjax.data.bad import BadRecord
+from clipjax.data.images import decode, fit, flatten
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.errors import UserError
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, parameter_shardings, replicated

@@ -125,12 +125,14 @@ class RunLog:
                     "What was saved before is good; lower config.optim.lr, or set config.optim.clip_norm."
                 )
         self._tally.receive(sent)
-        bad, limit = self._tally.counters["bad"], self._config.data.max_bad_fraction
+        reasons = {k: n for k, n in self._tally.counters.items() if k.startswith("bad/") and n}
+        bad, limit = sum(reasons.values()), self._config.data.max_bad_fraction
         # A few bad records at the start say nothing about the fraction.
         if bad > limit * samples and bad > 10:
             raise SharedError(
-                f"{bad} of {samples + bad:,} records could not be used, more than data.max_bad_fraction = {limit}; "
-                "look at the data, or raise that limit."
+                f"{bad} of {samples + bad:,} records could not be used, more than data.max_bad_fraction = {limit} "
+                f"({', '.join(f'{n} {k[4:]}' for k, n in reasons.items())}); look at them with "
+                "clipjax data verify, or raise that limit."
             )
         if not (
             due(samples, self._config.log.every, self._config.batch_size)
@@ -145,6 +147,8 @@ class RunLog:
             "samples_per_second": speed,
             "data/bad_records": bad,
             "data/cut_texts": self._tally.counters["cut"],
+            "data/filtered_records": self._tally.counters["filtered"],
+            **{f"data/{k.replace(' ', '_')}": n for k, n in reasons.items()},
             **self._clock.split(),
         }
         if self._mfu_per_speed:

@@ -16,7 +16,7 @@ from clipjax.config import to_json
 from clipjax.data.sources import make_source
 from clipjax.errors import UserError
 from clipjax.mesh import AXES, check_batch, make_mesh, remarks
-from clipjax.models import example_batch
+from clipjax.batch import example_batch
 from clipjax.progress import console
 from clipjax.step import abstract_state, boxed_params, make_losses, make_parts
 from clipjax.train import flops_per_sample
@@ -152,7 +152,7 @@ def _sharding(leaf: jax.ShapeDtypeStruct) -> str:
 
 
 def _batch(config: ConfigDict, field: str) -> dict[str, jax.ShapeDtypeStruct]:
-    return {field: example_batch(config.model)[field]}
+    return {field: example_batch(config)[field]}
 
 
 def _apply(model: nn.Module, field: str) -> Any:

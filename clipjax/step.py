@@ -16,7 +16,8 @@ from clipjax.errors import UserError
 from clipjax.gradient_cache import value_and_grad
 from clipjax.losses import KINDS
 from clipjax.mesh import parameter_shardings, replicated
-from clipjax.models import example_batch, make_model, matmul_precision
+from clipjax.batch import example_batch
+from clipjax.models import make_model, matmul_precision
 
 
 @flax.struct.dataclass
@@ -48,7 +49,7 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
     """The parts of a resolved config; every setting and rule of them is checked, and nothing is allocated."""
     model = make_model(config["model"])
     rate = optim.make_schedule(config)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), example_batch(config["model"]))["params"]
+    boxed = jax.eval_shape(model.init, jax.random.key(0), example_batch(config))["params"]
     return Parts(model, optim.make_optimizer(config["optim"], nn.unbox(boxed), rate), rate)
 
 
@@ -170,7 +171,7 @@ def init_state(
       pretrained: flat path -> array, in place of the fresh values.
     """
     shapes = abstract_state(model, config, optimizer, mesh)
-    example = {k: np.zeros(v.shape, v.dtype) for k, v in example_batch(config["model"]).items()}
+    example = {k: np.zeros(v.shape, v.dtype) for k, v in example_batch(config).items()}
     pretrained = dict(pretrained or {})
 
     def fresh(seed: jax.Array, given: dict[str, jax.Array]) -> State:
@@ -188,7 +189,7 @@ def init_state(
 
 def boxed_params(model: nn.Module, config: Mapping[str, Any]) -> Any:
     """Shapes and dtypes of the parameters, in boxes with the names of their axes."""
-    return jax.eval_shape(model.init, jax.random.key(0), example_batch(config["model"]))["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), example_batch(config))["params"]
 
 
 def abstract_state(

@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 from clipjax import checkpoint, flops
 from clipjax.agreement import Tally, batch_share, by_first, check_same, from_first
+from clipjax.batch import example_batch
 from clipjax.checkpoint import Checkpointer, due
 from clipjax.convert.pretrained import load_pretrained
 from clipjax.data.pipeline import batches
-from clipjax.data.stream import Stream
+from clipjax.data.stream import COUNTERS, Stream
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.distributed import barrier, first, tell
 from clipjax.errors import UserError
@@ -30,7 +31,7 @@ from clipjax.evals import make_evaluators
 from clipjax.fields import BATCH, HOST_ONLY
 from clipjax.inference import Encoder
 from clipjax.mesh import batch_sharding, check_batch, make_mesh, remarks
-from clipjax.models import example_batch, make_model
+from clipjax.models import make_model
 from clipjax.profiling import Clock, Profile
 from clipjax.report import write_report
 from clipjax.report_gallery import retrieval_galleries
@@ -113,7 +114,7 @@ def _train(
     checkpoints = Checkpointer(
         workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
     )
-    counters = {"bad": 0, "cut": 0}
+    counters = dict.fromkeys(COUNTERS, 0)
     if samples:
         state, counters = restore(checkpoints, samples, like)
     else:
@@ -131,7 +132,7 @@ def _train(
     def save() -> None:
         meta = {
             "samples": samples,
-            **tally.counters,
+            "counters": {k: n for k, n in tally.counters.items() if n},
             "config": json.loads(config.to_json()),
             "versions": made_by,
         }
@@ -223,7 +224,7 @@ def restore(checkpoints: Checkpointer, samples: int, like: State) -> tuple[State
     train_like = {"step": like.step, "optimizer": like.optimizer, "ema": like.ema}
     params, train_state, meta = checkpoints.restore(samples, like.params, train_like)
     state = State(train_state["step"], params, train_state["optimizer"], train_state["ema"])
-    return state, {"bad": meta["bad"], "cut": meta["cut"]}
+    return state, {name: meta["counters"].get(name, 0) for name in COUNTERS}
 
 
 def to_device(
@@ -248,6 +249,4 @@ def flops_per_sample(
             tower.remat = "none"
     plain.model.attention = "einsum"  # what a fused kernel multiplies cannot be seen from outside
     step = make_step(make_model(plain.model), losses, optimizer, plain, rate)
-    return (
-        flops.count(step, state, example_batch(config.model, config.batch_size)) / config.batch_size
-    )
+    return flops.count(step, state, example_batch(config, config.batch_size)) / config.batch_size

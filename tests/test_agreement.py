@@ -126,7 +126,7 @@ def test_uneven_spreads_are_refused_in_one_sentence(sizes, processes, words, mon
 
 
 def step(bad, cut):
-    return {"bad": np.array(bad), "cut": np.array(cut)}
+    return {"counts": np.array([bad, cut]).T}
 
 
 STEPS = [step([0, 1, 0, 1], [0, 0, 0, 1]), step([0, 0, 0, 0], [1, 1, 1, 1])]

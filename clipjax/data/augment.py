@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipjax.data.images import INTERPOLATIONS, flatten
+from clipjax.data.geometry import WHOLE, Geometry
+from clipjax.data.images import place
+from clipjax.data.picture import Picture
+from clipjax.data.resize import resize
 from clipjax.errors import UserError
 from clipjax.registry import nearest, wanted
 
-BACKGROUNDS = ("white", "random")
+CHOICES = {"background": ("white", "random"), "crop": ("random", "fit")}
 
 # Luma weights of ITU-R BT.601, as PIL's conversion to grey.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -23,9 +26,10 @@ def check_augment(settings: Mapping[str, Any]) -> None:
     Raises:
       UserError: names the first of them.
     """
-    if settings["background"] not in BACKGROUNDS:
-        hint = nearest(settings["background"], BACKGROUNDS)
-        raise UserError(f"data.augment.background cannot be {settings['background']!r}{hint}.")
+    for name, choices in CHOICES.items():
+        if settings[name] not in choices:
+            hint = nearest(settings[name], choices)
+            raise UserError(f"data.augment.{name} cannot be {settings[name]!r}{hint}.")
     for name, most in {"crop_scale": 1.0, "crop_ratio": math.inf}.items():
         pair = settings[name]
         if (
@@ -46,28 +50,84 @@ def check_augment(settings: Mapping[str, Any]) -> None:
 
 
 def augment(
-    image: Image.Image,
+    picture: Picture,
     size: int,
     settings: Mapping[str, Any],
-    interpolation: str,
+    fitting: Mapping[str, str],
     rng: np.random.Generator,
-) -> np.ndarray:
-    """One random view of a picture, uint8 [size, size, 3].
+) -> tuple[np.ndarray, Geometry]:
+    """One random view of a picture: uint8 [size, size, 3], and where its points went.
 
-    The order is: background, rotation, random resized crop, flip, colours. See `data.augment` in clipjax/defaults.py.
+    The order is: background, rotation, crop, flip, colours. See `data.augment` in clipjax/defaults.py.
+
+    Args:
+      picture: decoded no finer than the view needs.
+      size: side of the view.
+      settings: the section `data.augment`.
+      fitting: the section `preprocess`: the interpolation, and what crop="fit" does.
+      rng: all randomness.
     """
     white = settings["background"] == "white"
     background = (255, 255, 255) if white else tuple(int(v) for v in rng.integers(0, 256, 3))
-    image = flatten(image, background)
+    width, height = picture.size
+    geometry, pixels_HxWx3 = WHOLE, None
     if settings["rotate"]:
         angle = rng.uniform(-settings["rotate"], settings["rotate"])
+        image = picture.image(background)
         image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=background)
-    box = random_crop(image.size, settings["crop_scale"], settings["crop_ratio"], rng)
-    image = image.resize((size, size), INTERPOLATIONS[interpolation], box=box)
-    pixels = np.asarray(image)
+        geometry, pixels_HxWx3 = geometry.rotate(angle, picture.size), np.asarray(image)
+    if settings["crop"] == "random":
+        box = random_crop(picture.size, settings["crop_scale"], settings["crop_ratio"], rng)
+    else:
+        box = fit_box(picture.size, size, fitting["resize"])
+    left, top, right, bottom = box
+    geometry = geometry.crop((left / width, top / height, right / width, bottom / height))
+    if pixels_HxWx3 is None:
+        scale = size / min(right - left, bottom - top)
+        pixels_HxWx3 = picture.pixels(scale, background)
+    view = cut(pixels_HxWx3, picture.size, box, size, fitting["interpolation"])
     if rng.random() < settings["flip"]:
-        pixels = pixels[:, ::-1]
-    return recolour(pixels, settings, rng)
+        view, geometry = view[:, ::-1], geometry.flip()
+    return recolour(view, settings, rng), geometry
+
+
+def fit_box(size: tuple[int, int], side: int, resize: str) -> tuple[float, float, float, float]:
+    """The box that `images.fit` shows, in the picture's pixels; it may reach beyond the picture."""
+    width, height, left, top = place(size, side, resize)
+    across, down = size[0] / width, size[1] / height
+    return left * across, top * down, (left + side) * across, (top + side) * down
+
+
+def cut(
+    pixels_HxWx3: np.ndarray,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    side: int,
+    interpolation: str,
+) -> np.ndarray:
+    """The part of a picture in a box, uint8 [side, side, 3]; white where the box reaches beyond the picture.
+
+    Args:
+      pixels_HxWx3: the picture, possibly decoded smaller.
+      size: (width, height) that the box refers to.
+      box: left, top, right, bottom.
+      side: of the result.
+      interpolation: see `resize`.
+    """
+    height, width = pixels_HxWx3.shape[:2]
+    across, down = width / size[0], height / size[1]
+    left, top, right, bottom = box
+    if left >= 0 and top >= 0 and right <= size[0] and bottom <= size[1]:
+        scaled = (left * across, top * down, right * across, bottom * down)
+        return resize(pixels_HxWx3, scaled, (side, side), interpolation)
+    # Where the picture lies in the frame, in whole pixels.
+    x1, x2 = (round((x - left) / (right - left) * side) for x in (0, size[0]))
+    y1, y2 = (round((y - top) / (bottom - top) * side) for y in (0, size[1]))
+    x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+    frame = np.full((side, side, 3), 255, np.uint8)
+    inner = resize(pixels_HxWx3, (0, 0, width, height), (x2 - x1, y2 - y1), interpolation)
+    frame[y1:y2, x1:x2] = inner[: side - y1, : side - x1]
+    return frame
 
 
 def random_crop(

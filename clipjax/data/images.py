@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from clipjax.data.bad import BadRecord
 from clipjax.errors import UserError
 from clipjax.registry import nearest
 
@@ -22,10 +23,6 @@ RESIZES = ("shortest", "squash", "longest")
 # Above this many pixels a picture is refused before it is decoded (a decompression bomb, or a mistake).
 MAX_PIXELS = 100_000_000
 TOO_LARGE = f"image has more than {MAX_PIXELS:,} pixels"
-
-
-class BadRecord(Exception):
-    """A record that cannot become a sample. The message is a short reason, the same for all of its kind."""
 
 
 def decode(image: Any) -> Image.Image:
@@ -101,16 +98,23 @@ def fit(image: Image.Image, size: int, resize: str, interpolation: str) -> np.nd
     method = INTERPOLATIONS[interpolation]
     if resize == "squash":
         return np.asarray(image.resize((size, size), method))
-    side = min(image.size) if resize == "shortest" else max(image.size)
-    width, height = (max(1, int(size * s / side)) for s in image.size)
+    width, height, left, top = place(image.size, size, resize)
     if width * height > MAX_PIXELS:
         raise BadRecord("image is too long and thin")
     if (width, height) != image.size:
         image = image.resize((width, height), method)
-    # As torchvision's centre crop: half of the difference, rounded.
-    left, top = round((width - size) / 2), round((height - size) / 2)
     if resize == "longest":
         base = Image.new("RGB", (size, size), (255, 255, 255))
         base.paste(image, (-left, -top))
         return np.asarray(base)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def place(size: tuple[int, int], side: int, resize: str) -> tuple[int, int, int, int]:
+    """How `fit` makes a frame of a picture of (width, height): its size in there, and the frame's left top corner."""
+    if resize == "squash":
+        return side, side, 0, 0
+    whole = min(size) if resize == "shortest" else max(size)
+    width, height = (max(1, int(side * s / whole)) for s in size)
+    # As torchvision's centre crop: half of the difference, rounded.
+    return width, height, round((width - side) / 2), round((height - side) / 2)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from clipjax.mesh import batch_sharding, check_batch, make_mesh, replicated
-from clipjax.models import example_batch
+from clipjax.batch import example_batch
 from clipjax.plan.topology import Topology
 from clipjax.platform import compiling_for
 from clipjax.step import State, abstract_state, make_losses, make_parts, make_step
@@ -82,7 +82,7 @@ def make_job(config: ConfigDict, topology: Topology) -> Job:
         state = abstract_state(model, config, optimizer, mesh)
         batch = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
-            for name, x in example_batch(config.model, config.batch_size).items()
+            for name, x in example_batch(config, config.batch_size).items()
         }
         work = flops_per_sample(config, losses, optimizer, rate, state)
         step = make_step(model, losses, optimizer, config, rate)

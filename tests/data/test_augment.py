@@ -6,10 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipjax.data.augment import LUMA, augment, random_crop, recolour
+from clipjax.data.augment import LUMA, fit_box, random_crop, recolour
+from clipjax.data.augment import augment as view_and_geometry
+from clipjax.data.images import RESIZES, fit
+from clipjax.data.picture import Picture
 from clipjax.defaults import base_config
 
 NOTHING = dict(base_config().data.augment) | {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
+
+
+def augment(picture, size, settings, interpolation, rng):
+    """The pixels of a view."""
+    fitting = {"resize": "squash", "interpolation": interpolation}
+    return view_and_geometry(Picture(picture), size, settings, fitting, rng)[0]
 
 
 def pixels(height=16, width=16, channels=3, seed=0):
@@ -139,3 +148,24 @@ def test_all_randomness_is_the_callers(seed):
     np.random.seed(99)  # noqa: NPY002 (must not matter)
     assert np.array_equal(augment(picture, 16, settings, "bicubic", rng(seed)), first)
     assert not np.array_equal(augment(picture, 16, settings, "bicubic", rng(seed + 7)), first)
+
+
+# Views that show what evaluation shows
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("shape", [(40, 60), (61, 35), (32, 32)])
+def test_fit_shows_what_evaluation_shows(resize, shape):
+    smooth = np.asarray(Image.fromarray(pixels(4, 4)).resize(shape[::-1], Image.Resampling.BICUBIC))
+    settings = NOTHING | {"crop": "fit"}
+    fitting = {"resize": resize, "interpolation": "bicubic"}
+    view, geometry = view_and_geometry(Picture(smooth), 24, settings, fitting, rng())
+    wanted = fit(Image.fromarray(smooth), 24, resize, "bicubic")
+    # Sizes are whole pixels there and fractions here, and the order of the two passes differs.
+    assert np.abs(view.astype(int) - wanted).mean() < 1.5
+    left, top, right, bottom = fit_box(shape[::-1], 24, resize)
+    boxes, visible = geometry.boxes(
+        [[left / shape[1], top / shape[0], right / shape[1], bottom / shape[0]]]
+    )
+    np.testing.assert_allclose(boxes, [[0, 0, 1, 1]], atol=1e-6)
+    assert visible <= 1

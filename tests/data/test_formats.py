@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipjax.data.images import BadRecord, decode
+from clipjax.data.bad import BadRecord
+from clipjax.data.images import decode
 from clipjax.data.sources import make_source, rows
 from clipjax.data.sources.array_record import ArrayRecords, write
 from clipjax.data.sources.array_record import decode as unpack

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipjax.data import images
-from clipjax.data.images import BadRecord, decode, fit, flatten
+from clipjax.data.bad import BadRecord
+from clipjax.data.images import decode, fit, flatten
 from clipjax.errors import UserError
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipjax.cli import main
-from clipjax.data.images import BadRecord, decode
+from clipjax.data.bad import BadRecord
+from clipjax.data.images import decode
 from clipjax.data.sources import make_source, tar_index
 from clipjax.data.sources.files import Reader, braces, expand
 from clipjax.data.sources.tars import Tars

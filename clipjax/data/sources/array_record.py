@@ -10,7 +10,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from clipjax.data.images import BadRecord
+from clipjax.data.bad import BadRecord
 from clipjax.data.sources.files import expand
 from clipjax.data.sources.rows import record
 from clipjax.errors import UserError

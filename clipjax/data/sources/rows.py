@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipjax.data.images import BadRecord
+from clipjax.data.bad import BadRecord
 
 # Names under which data sets keep pictures and captions, the first that is there counts.
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "jxl", "bytes", "image_bytes", "img")
@@ -17,7 +17,7 @@ def record(
     text: str | Sequence[str] | None = None,
     language: str | None = None,
 ) -> dict[str, Any]:
-    """The raw record of a row; columns that are neither picture nor caption stay as they are.
+    """The raw record of a row; all columns but the picture's and the language's stay as they are.
 
     Args:
       row: column -> value. Pictures are bytes, arrays, or `{"bytes": ..., "path": ...}` as in Hugging Face's data sets;
@@ -38,7 +38,7 @@ def record(
         picture = picture.get("bytes")
     if picture is None:
         raise BadRecord("there is no image")
-    known = {image, language, *texts}
+    known = {image, language}
     return {k: v for k, v in row.items() if k not in known} | {
         "image": picture,
         "text": [t for name in texts for t in strings(row.get(name))],

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.data.images import BadRecord
+from clipjax.data.bad import BadRecord
 from clipjax.data.sources import tar_index
 from clipjax.data.sources.files import Reader, expand, is_remote, size_of
 from clipjax.data.sources.rows import IMAGES, record

@@ -1,0 +1,36 @@
+"""Shapes and dtypes of a run's batch, as its config says: to compile, plan and count before there is data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipjax import models
+from clipjax.data.captions import make_captions
+
+
+def example_batch(config: Mapping[str, Any], size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the pipeline gives a run's step, the global batch of `size` samples.
+
+    Args:
+      config: of the run; `model` and `data` are read.
+      size: samples.
+    """
+    batch = models.example_batch(config["model"], size)
+    data, length = config["data"], config["model"]["text"]["length"]
+    sources = list(data["sources"].values())
+    policy = (sources[0].get("captions") if sources else None) or data["captions"]
+    texts = make_captions(policy).count
+    if texts > 1:
+        batch["text"] = jax.ShapeDtypeStruct((size, texts, length), jnp.int32)
+    if data["languages"]:
+        batch["language"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+    regions = data["regions"]["count"]
+    if regions:
+        batch |= {
+            "boxes": jax.ShapeDtypeStruct((size, regions, 4), jnp.float32),
+            "region_text": jax.ShapeDtypeStruct((size, regions, length), jnp.int32),
+            "region_mask": jax.ShapeDtypeStruct((size, regions), jnp.bool_),
+        }
+    return batch

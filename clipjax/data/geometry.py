@@ -1,0 +1,65 @@
+"""Where a point of a picture lies in the frame that was cut from it, so that boxes go where their pixels go."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Geometry(NamedTuple):
+    """An affine map from a picture to a frame, both with (0, 0) as top left and (1, 1) as bottom right corner.
+
+    Attributes:
+      matrix_2x3: float64; frame = matrix[:, :2] @ picture + matrix[:, 2].
+    """
+
+    matrix_2x3: np.ndarray
+
+    def then(self, matrix_2x3: np.ndarray) -> "Geometry":
+        """This map, and another one after it."""
+        linear, shift = matrix_2x3[:, :2], matrix_2x3[:, 2:]
+        mapped = linear @ self.matrix_2x3
+        return Geometry(np.concatenate([mapped[:, :2], mapped[:, 2:] + shift], axis=1))
+
+    def rotate(self, degrees: float, size: tuple[int, int]) -> "Geometry":
+        """Turns counter-clockwise about the centre of a picture of (width, height) pixels; nothing grows."""
+        width, height = size
+        c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        linear = np.array([[c, s * height / width], [-s * width / height, c]])
+        return self.then(np.concatenate([linear, (0.5 - linear.sum(1, keepdims=True) / 2)], axis=1))
+
+    def crop(self, box: tuple[float, float, float, float]) -> "Geometry":
+        """Makes (left, top, right, bottom), fractions of what there is, the whole; a box beyond [0, 1] pads."""
+        left, top, right, bottom = box
+        w, h = right - left, bottom - top
+        return self.then(np.array([[1 / w, 0, -left / w], [0, 1 / h, -top / h]]))
+
+    def flip(self) -> "Geometry":
+        """Exchanges left and right."""
+        return self.then(np.array([[-1.0, 0, 1], [0, 1, 0]]))
+
+    def boxes(self, boxes_Mx4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes of the picture as boxes of the frame.
+
+        Args:
+          boxes_Mx4: x1,y1,x2,y2 as fractions of the picture.
+
+        Returns:
+          float32 [M,4], the bounds of each mapped box, clipped to the frame (empty ones: all 0); and float32 [M], the
+          share of each box's area that is left after clipping.
+        """
+        boxes_Mx4 = np.asarray(boxes_Mx4, np.float64).reshape(-1, 4)
+        x, y = boxes_Mx4[:, [0, 2, 2, 0]], boxes_Mx4[:, [1, 1, 3, 3]]
+        matrix = self.matrix_2x3
+        mapped_2xMx4 = np.einsum("ij,jmk->imk", matrix[:, :2], np.stack([x, y]))
+        mapped_2xMx4 += matrix[:, 2, None, None]
+        low, high = mapped_2xMx4.min(axis=2).T, mapped_2xMx4.max(axis=2).T
+        inside_low, inside_high = np.clip(low, 0, 1), np.clip(high, 0, 1)
+        area = np.prod(high - low, axis=1)
+        left = np.prod(inside_high - inside_low, axis=1)
+        visible_M = np.where(area > 0, left / np.where(area > 0, area, 1), 0)
+        found = np.concatenate([inside_low, inside_high], axis=1) * (visible_M > 0)[:, None]
+        return found.astype(np.float32), visible_M.astype(np.float32)
+
+
+WHOLE = Geometry(np.array([[1.0, 0, 0], [0, 1, 0]]))

@@ -1,0 +1,111 @@
+"""Regions of a training view: a record's boxes and their texts, moved with the pixels, and M of them drawn.
+
+A record's `boxes` are [m,4], `region_text` is a list of m entries, each a string or a list of strings of which one is
+taken. A source's `box_format` says what the numbers are.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipjax.data.bad import BadRecord
+from clipjax.data.geometry import Geometry
+from clipjax.errors import UserError
+from clipjax.registry import nearest
+
+BOX_FORMATS = ("xyxy", "xywh", "xyxy_pixels", "xywh_pixels")
+
+
+def check_regions(settings: Mapping[str, Any]) -> None:
+    """Refuses settings of `data.regions` that mean nothing."""
+    if settings["count"] < 0:
+        raise UserError(f"data.regions.count must be 0 or more, not {settings['count']}.")
+    for name in ("min_visible", "min_side"):
+        if not 0 <= settings[name] <= 1:
+            raise UserError(
+                f"data.regions.{name} is a fraction from 0 to 1, not {settings[name]!r}."
+            )
+
+
+def check_box_format(name: str, source: str) -> None:
+    """Refuses formats that there are not."""
+    if name not in BOX_FORMATS:
+        raise UserError(
+            f"The source {source!r} cannot have the box_format {name!r}{nearest(name, BOX_FORMATS)}."
+        )
+
+
+def draw_regions(
+    record: Mapping[str, Any],
+    box_format: str,
+    size: tuple[int, int],
+    geometry: Geometry,
+    settings: Mapping[str, Any],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, list[str]]:
+    """At most `count` regions of a view, each as likely, in the record's order.
+
+    Args:
+      record: may have no boxes.
+      box_format: of its boxes, one of `BOX_FORMATS`; fractions of the upright picture, or its pixels.
+      size: (width, height) of the upright picture.
+      geometry: from the picture to the view.
+      settings: `count`; `min_visible`, the share of a box's area that must be left; `min_side`, of what is left, as a
+        fraction of the view.
+      rng: draws regions, and texts of those that have several.
+
+    Returns:
+      float32 [n,4] in fractions of the view, and n texts.
+
+    Raises:
+      BadRecord: boxes that are not m x 4 finite numbers, or not as many texts.
+    """
+    boxes_Mx4 = _fractions(record.get("boxes"), box_format, size)
+    texts = record.get("region_text")
+    texts = [] if texts is None else list(texts)
+    if len(texts) != len(boxes_Mx4):
+        raise BadRecord("boxes and region texts are not equally many")
+    if not len(boxes_Mx4):
+        return np.zeros((0, 4), np.float32), []
+    boxes_Mx4, visible_M = geometry.boxes(boxes_Mx4)
+    side_M = (boxes_Mx4[:, 2:] - boxes_Mx4[:, :2]).min(axis=1)
+    kept_M = (visible_M > 0) & (visible_M >= settings["min_visible"] - 1e-6)
+    kept_M &= (side_M > 0) & (side_M >= settings["min_side"])
+    kept_M &= [bool(_alternatives(text)) for text in texts]
+    kept = np.flatnonzero(kept_M)
+    if len(kept) > settings["count"]:
+        kept = np.sort(rng.choice(kept, settings["count"], replace=False))
+    found = []
+    for number in kept:
+        choices = _alternatives(texts[number])
+        found.append(choices[rng.integers(len(choices))])
+    return boxes_Mx4[kept], found
+
+
+def _alternatives(text: Any) -> Sequence[str]:
+    """The texts of one region that are not blank."""
+    texts = [text] if isinstance(text, str) else list(text) if text is not None else []
+    if not all(isinstance(t, str) for t in texts):
+        raise BadRecord("text is neither a string nor a list of them")
+    return [t for t in texts if t.strip()]
+
+
+def _fractions(boxes: Any, box_format: str, size: tuple[int, int]) -> np.ndarray:
+    """Boxes as x1,y1,x2,y2 in fractions, float64 [m,4], clipped to the picture.
+
+    What lies outside of the picture was never there, so it does not count as lost.
+    """
+    try:
+        boxes_Mx4 = np.array([] if boxes is None else boxes, np.float64)
+    except (TypeError, ValueError) as error:
+        raise BadRecord("boxes are not [m,4] numbers") from error
+    if not boxes_Mx4.size:
+        return np.zeros((0, 4))
+    if boxes_Mx4.ndim != 2 or boxes_Mx4.shape[1] != 4 or not np.isfinite(boxes_Mx4).all():
+        raise BadRecord("boxes are not [m,4] numbers")
+    if box_format.startswith("xywh"):
+        boxes_Mx4[:, 2:] += boxes_Mx4[:, :2]
+    if box_format.endswith("pixels"):
+        boxes_Mx4 /= np.array([*size, *size], np.float64)
+    return np.clip(boxes_Mx4, 0, 1)
