@@ -15,13 +15,14 @@ KINDS = {
     "captions": "clipjax.data.sources.captions:Captions",
     "drawings": "clipjax.data.drawings:Drawings",
     "parquet": "clipjax.data.sources.parquet:Parquet",
+    "scenes": "clipjax.data.scenes:Scenes",
     "synthetic": "clipjax.data.sources.synthetic:Synthetic",
     "tars": "clipjax.data.sources.tars:Tars",
     "tfds": "clipjax.data.sources.tfds:TFDS",
 }
 
-# What an entry of `data.sources` says beside the source's own settings.
-SHARED = ("weight",)
+# What an entry of `data.sources` says beside the source's own settings; see clipjax/data/stream.py.
+SHARED = ("weight", "captions", "filter", "box_format", "window")
 
 
 def make_source(config: Mapping[str, Any], name: str) -> Any:
