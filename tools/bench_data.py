@@ -6,10 +6,10 @@ All three read the same tars of pictures made for the purpose (crops of scikit-i
 same number of processes, one after another in every round, and the best round of each counts:
 
   clipjax    Stream and `batches`: read, decode, random resized crop, bicubic to 224, tokenize, batch
-  open_clip  `open_clip_train.data.get_wds_dataset` with its own training transform and tokenizer, through its DataLoader
+  open_clip  `open_clip_train.data.get_wds_dataset` with its training transform and tokenizer, through its DataLoader
   limit      libjpeg-turbo decodes the whole pictures, from memory, and nothing else
 
-PYTHON is an interpreter with open-clip-torch 3.3.0 and webdataset (extra `reference`); without it there are two columns.
+PYTHON is an interpreter with open-clip-torch 3.3.0, webdataset and pandas; without it there are two columns.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def speed(batches, seconds):
 
 
 def ours(tars, workers, seconds):
-    """clipjax."""
+    """From clipjax's Stream to its batches."""
     from clipjax.data.pipeline import batches
     from clipjax.data.stream import Stream
     from clipjax.data.tokenizers import make_tokenizer

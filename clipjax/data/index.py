@@ -5,13 +5,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipjax.data.sources import tar_index
+from clipjax.data.sources import tar_index, tar_list
 from clipjax.data.sources.files import expand, is_remote, size_of
 from clipjax.errors import UserError
 
 
 def index(
-    shards: Sequence[str], output: str | None = None, workers: int = 4, again: bool = False
+    shards: Sequence[str],
+    output: str | None = None,
+    workers: int = 4,
+    again: bool = False,
+    listing: str | None = None,
 ) -> int:
     """Writes the indices that are not there yet, and prints what was found.
 
@@ -20,6 +24,7 @@ def index(
       output: folder for the indices; None: beside the tars.
       workers: tars read at once.
       again: also where an index is there already.
+      listing: file for the list of all tars that can be read, see `tar_list`.
 
     Returns:
       0; 1 where a tar could not be read (the others are indexed).
@@ -41,6 +46,7 @@ def index(
     if workers < 1:
         raise UserError(f"--workers must be at least 1, not {workers}.")
     made, kept, failed = [], 0, 0
+    listed: dict[str, tar_list.Listed] = {}
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         jobs = {p: pool.submit(_one, p, tar_index.index_path(p, output), again) for p in paths}
         for path, job in jobs.items():
@@ -50,9 +56,11 @@ def index(
                 failed += 1
                 print(f"{path}: {error}")
                 continue
-            if found is None:
+            listed[path] = tar_list.Listed(len(found[0]), found[0].bytes)
+            if found[1]:
                 kept += 1
                 continue
+            found = found[0]
             made.append(found)
             for reason, count in found.remarks.items():
                 print(f"{path}: {count:,} left out ({reason})")
@@ -61,17 +69,22 @@ def index(
         f"{len(made):,} indexed: {sums['samples']:,} samples of {sums['members']:,} files; {kept:,} were indexed "
         f"already; {failed:,} cannot be read."
     )
+    if listing:
+        tar_list.write(listed, listing)
+        samples = sum(tar.samples for tar in listed.values())
+        print(f"{listing}: {len(listed):,} tars, {samples:,} samples.")
     return 1 if failed else 0
 
 
-def _one(tar: str, target: str, again: bool) -> tar_index.TarIndex | None:
-    """The new index; None if a good one is there."""
+def _one(tar: str, target: str, again: bool) -> tuple[tar_index.TarIndex, bool]:
+    """The index, and whether a good one was there."""
     if not again:
         try:
-            if tar_index.read(target).bytes == size_of(tar):
-                return None
+            found = tar_index.read(target)
+            if found.bytes == size_of(tar):
+                return found, True
         except UserError:
             pass  # missing or damaged
     found = tar_index.scan(tar)
     tar_index.write(found, target)
-    return found
+    return found, False

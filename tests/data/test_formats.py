@@ -26,6 +26,11 @@ def png(value):
 
 
 def test_rows():
+    several = rows.record({"jpg": b"1", "alt": "a", "fused": ["b", "c"]}, text=("alt", "fused"))
+    assert several == {
+        **{"image": b"1", "language": "en", "text": ["a", "b", "c"]},
+        **{"alt": "a", "fused": ["b", "c"]},  # for a policy that tells them apart
+    }
     found = rows.record({"jpg": b"1", "txt": b"caf\xc3\xa9", "score": 3})
     assert found == {"image": b"1", "text": ["café"], "language": "en", "score": 3}
     found = rows.record(
@@ -35,7 +40,8 @@ def test_rows():
     found = rows.record(
         {"pic": b"3", "alt": "a", "long": ["b", None], "tag": "it"}, "pic", ("alt", "long"), "tag"
     )
-    assert found == {"image": b"3", "text": ["a", "b"], "language": "it"}
+    several = {"alt": "a", "long": ["b", None]}
+    assert found == {"image": b"3", "text": ["a", "b"], "language": "it", **several}
     assert rows.record({"image": b"", "text": np.array(["a", "b"])})["text"] == ["a", "b"]
     assert rows.record({"image": b""})["text"] == []
     for row, reason in (

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode
 from clipjax.data.sources import Captions, Synthetic, make_source
 from clipjax.errors import UserError
@@ -23,8 +24,8 @@ def test_json_lines(tmp_path):
     source = Captions(str(tmp_path / "train.jsonl"))
     assert len(source) == 2
     assert source[0] == rows[0] | {"image": b"picture", "text": ["eins\u2028zwei"]}
-    # A picture that is not there is a bad record, which the pipeline counts.
-    assert source[1] == {"image": b"", "text": ["one", "two"], "language": "en"}
+    with pytest.raises(BadRecord, match="image file cannot be read"):
+        source[1]  # the pipeline counts it
 
 
 def test_comma_separated(tmp_path):
@@ -38,14 +39,12 @@ def test_comma_separated(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"image": "a.png", "text": "x"}\n{"image": ', "Line 2 of .* is not JSON"),
-        ("a.jsonl", b"[1, 2]\n", "Line 1 of .* must have an 'image'"),
-        ("a.jsonl", b'{"image": "a.png"}\n', "Line 1 of .* must have an 'image'"),
-        ("a.jsonl", b'{"image": "a.png", "text": [1]}\n', "Line 1 of .* must have an 'image'"),
-        ("a.jsonl", b'{"image": 5, "text": "x"}\n', "Line 1 of .* must have an 'image'"),
-        ("a.jsonl", b'{"image": "a.png", "text": "\xff"}\n', "cannot be read: 'utf-8' codec"),
+        ("a.jsonl", b'{"image": ', r"first row of .* \(json is broken\)"),
+        ("a.jsonl", b"[1, 2]\n", r"first row of .* \(json is no object\)"),
+        ("a.jsonl", b'\n{"image": "a.png"}\n', r"first row of .* \(text is empty\)"),
+        ("a.jsonl", b'{"image": 5, "text": "x"}\n', r"first row of .* \(there is no image\)"),
         ("a.csv", b"image,caption\na.png,x\n", "must have the columns 'image' and 'text'"),
-        ("a.csv", b"image,text\na.png\n", "Line 2 of .* must have an 'image'"),
+        ("a.csv", b"image,text\na.png\n", r"first row of .* \(text is empty\)"),
     ],
 )
 def test_files_that_are_refused(tmp_path, name, content, message):
@@ -53,6 +52,41 @@ def test_files_that_are_refused(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as caught:
         Captions(str(tmp_path / name))
     assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"image": ', "json is broken"),
+        (b"[" * 100_000, "json is broken"),
+        (b"7", "json is no object"),
+        (b'{"image": "a.png"}', "text is empty"),
+        (b'{"image": "a.png", "text": [1]}', "neither a string nor a list"),
+        (b'{"image": "a.png", "text": "\xff"}', "text is not UTF-8"),
+        (b'{"image": "a.png", "text": "\\ud800"}', "text is not UTF-8"),
+        (b'{"image": "a\\u0000.png", "text": "x"}', "image file cannot be read"),
+        (b'{"image": "..", "text": "x"}', "image file cannot be read"),
+    ],
+)
+def test_a_later_line_that_is_broken_is_a_bad_record(tmp_path, line, reason):
+    (tmp_path / "a.png").write_bytes(b"picture")
+    good = b'{"image": "a.png", "text": "x"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good + line + b"\n" + good)
+    source = Captions(str(tmp_path / "a.jsonl"))
+    assert len(source) == 3
+    with pytest.raises(BadRecord, match=reason):
+        source[1]
+    assert source[0] == source[2]
+
+
+def test_a_later_row_that_is_broken_is_a_bad_record(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / "a.csv").write_bytes(b"image,text\na.png,x\na.png\na.png,\xff\na.png,y\n")
+    source = Captions(str(tmp_path / "a.csv"))
+    for index, reason in ((1, "text is empty"), (2, "text is not UTF-8")):
+        with pytest.raises(BadRecord, match=reason):
+            source[index]
+    assert source[3]["text"] == ["y"]
 
 
 def test_no_file_and_no_records(tmp_path):

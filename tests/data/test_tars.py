@@ -5,8 +5,10 @@ import json
 import pickle
 import random
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,10 +18,10 @@ from PIL import Image
 from clipjax.cli import main
 from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode
-from clipjax.data.sources import make_source, tar_index
+from clipjax.data.sources import files, make_source, tar_index
 from clipjax.data.sources.files import Reader, braces, expand
 from clipjax.data.sources.tars import Tars
-from clipjax.errors import UserError
+from clipjax.errors import TryAgainError, UserError
 
 
 def png(value, size=(6, 4)):
@@ -237,3 +239,121 @@ def test_remote_tars(shards):
     assert main(["data", "index", "memory://set/*.tar"]) == 0
     source = Tars("memory://set/*.tar")
     assert [source[i]["text"] for i in (9, 0)] == [["number 9"], ["number 0"]]
+
+
+# Many tars, and slow ones
+
+
+def memory_tars(count, samples=5):
+    """Tars in fsspec's memory, indexed: a remote file system without a network."""
+    system = fsspec.filesystem("memory")
+    for shard in range(count):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for n in range(samples):
+                for ending, data in (("jpg", jpeg(n)), ("txt", f"{shard} {n}".encode())):
+                    member = tarfile.TarInfo(f"{n:04d}.{ending}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        system.pipe_file(f"/many/{shard:05d}.tar", file.getvalue())
+    return system
+
+
+def jpeg(number):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (number, 0, 0)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def memory():
+    system = memory_tars(3)
+    assert main(["data", "index", "memory://many/*.tar", "--list=memory://many/all.tars"]) == 0
+    yield system
+    system.rm("/many", recursive=True)
+
+
+def test_a_list_of_tars(memory, tmp_path, capsys):
+    listed = Tars("memory://many/all.tars")
+    plain = Tars("memory://many/*.tar")
+    assert len(listed) == len(plain) == 15
+    assert [listed[i] for i in range(15)] == [plain[i] for i in range(15)]
+    # It starts without opening any index, and so notices only later that one has changed.
+    text = memory.cat_file("/many/all.tars").decode().replace('"samples": 5', '"samples": 6', 1)
+    memory.pipe_file("/many/all.tars", text.encode())
+    wrong = Tars("memory://many/all.tars")
+    assert len(wrong) == 16
+    with pytest.raises(UserError, match="has 5 samples, but the list of tars says 6"):
+        wrong[0]
+    memory.pipe_file("/many/all.tars", b"{}\n")
+    with pytest.raises(UserError, match=r"Line 1 of memory://many/all\.tars is not a tar"):
+        Tars("memory://many/all.tars")
+    assert main(["data", "index", "memory://many/*.tar", "--list=all.txt"]) == 2
+    assert "must end with .tars" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be read"):
+        Tars(str(tmp_path / "none.tars"))
+
+
+def test_a_list_is_relative_to_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "a.tar", "w") as tar:
+        member = tarfile.TarInfo("1.jpg")
+        member.size = len(jpeg(1))
+        tar.addfile(member, io.BytesIO(jpeg(1)))
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "index", "in/a.tar", "--list=all.tars"]) == 0
+    monkeypatch.chdir(tmp_path / "in")
+    assert len(Tars(str(tmp_path / "all.tars"))) == 1
+    assert len(Tars("../all.tars")) == 1
+
+
+def test_a_hundred_thousand_tars_start_at_once(tmp_path):
+    lines = [
+        json.dumps({"tar": f"gs://b/{n}.tar", "samples": 10_000, "bytes": 1})
+        for n in range(100_000)
+    ]
+    (tmp_path / "web.tars").write_text("\n".join(lines) + "\n")
+    start = time.process_time()
+    assert len(Tars(str(tmp_path / "web.tars"))) == 10**9
+    assert time.process_time() - start < 2
+
+
+def test_reading_ahead_shares_requests(memory, monkeypatch):
+    asked = []
+
+    def request(path, offset, size):
+        asked.append((path, offset))
+        return real(path, offset, size)
+
+    real = files.request
+    monkeypatch.setattr(files, "request", request)
+    plain = [Tars("memory://many/*.tar")[i] for i in range(15)]
+    single = len(asked)
+    asked.clear()
+    source = Tars("memory://many/*.tar", read_ahead=0.004)
+    assert [source[i] for i in range(15)] == plain
+    assert single == 30
+    assert len(asked) == len(set(asked)) < 15
+    assert pickle.loads(pickle.dumps(source))[3] == plain[3]
+
+
+def test_a_network_that_fails_is_tried_again_and_never_a_bad_record(memory, monkeypatch):
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0))
+    source = Tars("memory://many/*.tar")
+    wanted = source[0]
+    real, failures = type(memory).cat_file, [OSError("reset"), TimeoutError("slow")]
+
+    def flaky(self, path, *args, **kwargs):
+        if failures and path.endswith(".tar"):
+            raise failures.pop()
+        return real(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(type(memory), "cat_file", flaky)
+    assert source[0] == wanted
+    assert not failures
+    failures += [OSError("reset")] * 9
+    with pytest.raises(TryAgainError, match=r"00000\.tar' cannot be read: reset"):
+        source[0]
+    failures[:] = [FileNotFoundError("gone")]
+    with pytest.raises(UserError, match="cannot be read: gone"):
+        source[0]

@@ -5,12 +5,15 @@ import glob
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from clipjax.errors import UserError
+from clipjax.errors import TryAgainError, UserError
 
 OPEN_FILES = 64  # of each process
+CHUNKS = 32  # the same
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds
 
 
 def expand(patterns: str | Sequence[str], what: str) -> list[str]:
@@ -89,16 +92,29 @@ def read_all(path: str) -> bytes:
 
 
 class Reader:
-    """Reads parts of many files, from any thread, with few of them open. May be pickled; then nothing is open."""
+    """Reads parts of many files, from any thread, with few of them open. May be pickled; then nothing is open.
 
-    def __init__(self) -> None:
-        self.__setstate__({})
+    Args:
+      chunk: bytes; remote files are read in pieces of so many, of which the last `CHUNKS` are kept, so that neighbours
+        share a request. 0: each part is a request.
+    """
+
+    def __init__(self, chunk: int = 0) -> None:
+        self.__setstate__({"chunk": chunk})
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size) of a file, fewer at its end."""
+        """Bytes [offset, offset + size) of a file, fewer at its end.
+
+        Raises:
+          UserError: there is no such file.
+          TryAgainError: a remote file cannot be read, five times.
+        """
         if is_remote(path):
-            system, inner = filesystem(path)
-            return system.cat_file(inner, start=offset, end=offset + size)
+            if not self._chunk:
+                return request(path, offset, size)
+            first, last = offset // self._chunk, (offset + size - 1) // self._chunk
+            found = b"".join(self._piece(path, n) for n in range(first, last + 1))
+            return found[offset - first * self._chunk :][:size]
         with self._lock:
             file = self._open.pop(path, None)
             self._open[path] = file = os.open(path, os.O_RDONLY) if file is None else file
@@ -114,18 +130,60 @@ class Reader:
                 self._busy[path] -= 1
                 self._busy += collections.Counter()  # forgets zeros
 
+    def _piece(self, path: str, number: int) -> bytes:
+        """One piece of a remote file; two threads do not ask for the same at once."""
+        with self._lock:
+            piece = self._pieces.setdefault((path, number), _Piece())
+            self._pieces.move_to_end((path, number))
+            while len(self._pieces) > CHUNKS:
+                self._pieces.popitem(last=False)
+        with piece.lock:
+            if piece.data is None:
+                piece.data = request(path, number * self._chunk, self._chunk)
+            return piece.data
+
     def __getstate__(self) -> dict[str, Any]:
-        return {}
+        return {"chunk": self._chunk}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        del state
+        self._chunk: int = state["chunk"]
+        self._pieces: collections.OrderedDict[tuple[str, int], _Piece] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._open: dict[str, int] = {}
         self._busy: collections.Counter[str] = collections.Counter()
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         for file in self._open.values():
-            os.close(file)
+            close(file)
+
+
+class _Piece:
+    """A place for a piece of a file that is being read."""
+
+    def __init__(self) -> None:
+        self.lock, self.data = threading.Lock(), None
+
+
+def request(path: str, offset: int, size: int) -> bytes:
+    """Part of a remote file. What fails is tried again after 1, 2, 4 and 8 seconds.
+
+    A network that fails must not look like a broken record: the run would go on with other samples.
+
+    Raises:
+      UserError: there is no such file, or it may not be read.
+      TryAgainError: it failed five times.
+    """
+    system, inner = filesystem(path)
+    for pause in (*PAUSES, None):
+        try:
+            return system.cat_file(inner, start=offset, end=offset + size)
+        except (FileNotFoundError, PermissionError) as error:
+            raise UserError(f"{path!r} cannot be read: {error}.") from error
+        except Exception as error:  # of a dozen libraries
+            if pause is None:
+                raise TryAgainError(f"{path!r} cannot be read: {error}.") from error
+            time.sleep(pause)
+    raise AssertionError
 
 
 def _glob(pattern: str) -> list[str]:

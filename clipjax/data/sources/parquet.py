@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clipjax.data.bad import BadRecord
 from clipjax.data.sources.files import expand, filesystem
 from clipjax.data.sources.rows import record
 from clipjax.errors import UserError
@@ -69,6 +70,8 @@ class Parquet:
 
     def _group(self, block: int) -> Any:
         """A row group's table; one thread reads it while others may read other ones."""
+        import pyarrow as arrow
+
         with self._lock:
             entry = self._tables.setdefault(block, _Slot())
             self._tables.move_to_end(block)
@@ -79,7 +82,10 @@ class Parquet:
                 file, group, _ = self._place_Gx3[block].tolist()
                 opened = self._file(file)
                 with self._reading[file % OPEN_FILES]:  # a ParquetFile is not for several threads
-                    entry.table = opened.read_row_group(group, columns=self._wanted(opened))
+                    try:
+                        entry.table = opened.read_row_group(group, columns=self._wanted(opened))
+                    except (arrow.ArrowException, OSError) as error:
+                        raise BadRecord("file is damaged here") from error
         return entry.table
 
     def _wanted(self, opened: Any) -> list[str] | None:
@@ -108,7 +114,8 @@ class Parquet:
             else:
                 opened = parquet.ParquetFile(path, memory_map=True)
         except (arrow.ArrowException, OSError) as error:
-            raise UserError(f"{path} cannot be read as Parquet: {error}.") from error
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(f"{path} cannot be read as Parquet: {reason}.") from error
         with self._lock:
             self._files[number] = opened
             while len(self._files) > OPEN_FILES:

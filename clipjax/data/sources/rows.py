@@ -17,13 +17,14 @@ def record(
     text: str | Sequence[str] | None = None,
     language: str | None = None,
 ) -> dict[str, Any]:
-    """The raw record of a row; all columns but the picture's and the language's stay as they are.
+    """The raw record of a row; columns that are neither picture nor caption stay as they are.
 
     Args:
       row: column -> value. Pictures are bytes, arrays, or `{"bytes": ..., "path": ...}` as in Hugging Face's data sets;
         texts are strings, UTF-8 bytes, or lists of such.
       image: the picture's column; None: the first of `IMAGES` that is there.
-      text: the captions' columns, all of them; None: the first of `TEXTS` that is there.
+      text: the captions' columns, all of them; None: the first of `TEXTS` that is there. Several also stay under their
+        names, so that a caption policy can tell them apart.
       language: the column of the language's tag; None: the first of `LANGUAGES`; without any, "en".
 
     Raises:
@@ -38,7 +39,7 @@ def record(
         picture = picture.get("bytes")
     if picture is None:
         raise BadRecord("there is no image")
-    known = {image, language}
+    known = {image, language, *(texts if len(texts) == 1 else ())}
     return {k: v for k, v in row.items() if k not in known} | {
         "image": picture,
         "text": [t for name in texts for t in strings(row.get(name))],
@@ -56,6 +57,8 @@ def strings(value: Any) -> list[str]:
         except UnicodeDecodeError as error:
             raise BadRecord("text is not UTF-8") from error
     if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise BadRecord("text is not UTF-8")  # half a character, which no tokenizer takes
         return [value]
     if hasattr(value, "tolist"):
         value = value.tolist()

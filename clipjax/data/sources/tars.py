@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.data.bad import BadRecord
-from clipjax.data.sources import tar_index
+from clipjax.data.sources import tar_index, tar_list
 from clipjax.data.sources.files import Reader, expand, is_remote, size_of
 from clipjax.data.sources.rows import IMAGES, record
 from clipjax.errors import UserError
@@ -24,12 +24,14 @@ class Tars:
     `NAME.txt` is its caption; both may be there. Only the fields that are asked for are read.
 
     Args:
-      shards: paths or patterns, see `files.expand`; local or remote.
+      shards: paths or patterns, see `files.expand`, or one list of them, see `tar_list`; local or remote.
       image: the picture's extension; None: whichever of jpg, png, webp, ... is there.
       text: where captions stand: extensions, and keys of the json; all that are there are captions of the picture.
         None: the txt, or else the json's caption.
       language: the json's key of a language tag; None: "language", if there is one.
       index: folder of the indices; None: beside the tars.
+      read_ahead: MB; remote tars are read in pieces of that size, and the last 32 are kept. For a source with a
+        `window`, whose neighbours in the stream are neighbours in the tars.
     """
 
     def __init__(
@@ -39,12 +41,18 @@ class Tars:
         text: str | Sequence[str] | None = None,
         language: str | None = None,
         index: str | None = None,
+        read_ahead: float = 0.0,
     ):
-        self._shards = expand(shards, "tar")
+        listed = isinstance(shards, str) and shards.endswith(tar_list.SUFFIX)
+        counts = tar_list.read(shards) if listed else None
+        self._shards = list(counts) if counts is not None else expand(shards, "tar")
         self._settings = (image, text, language)
         self._folder = index
-        self._reader = Reader()
-        self._ends = np.cumsum([self._length(shard) for shard in self._shards])
+        self._reader = Reader(round(read_ahead * 1e6))
+        lengths = (
+            [c.samples for c in counts.values()] if counts else map(self._length, self._shards)
+        )
+        self._ends = np.cumsum(np.fromiter(lengths, np.int64, len(self._shards)))
         self.__setstate__(self.__dict__)
 
     def _length(self, shard: str) -> int:
@@ -57,7 +65,7 @@ class Tars:
         return len(index)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if not 0 <= position < len(self):
@@ -91,6 +99,12 @@ class Tars:
             if found is None:
                 path = tar_index.index_path(self._shards[shard], self._folder)
                 found = self._indices[shard] = tar_index.read(path)
+                before = int(self._ends[shard - 1]) if shard else 0
+                if len(found) != self._ends[shard] - before:
+                    raise UserError(
+                        f"{path} has {len(found):,} samples, but the list of tars says {self._ends[shard] - before:,}; "
+                        "make the list again with: clipjax data index --list"
+                    )
                 if len(self._indices) > OPEN_INDICES:
                     self._indices.popitem(last=False)
             else:
@@ -109,7 +123,7 @@ class Tars:
 def _parse(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadRecord("json is broken") from error
     if not isinstance(found, dict):
         raise BadRecord("json is no object")
