@@ -38,8 +38,8 @@ def siglip(config):
     """Zhai et al. 2023, sections 3 and 4; the tower's own table holds the initial scale 10 and bias -10."""
     config.losses = {"contrastive": {"kind": "sigmoid", "weight": 1.0}}
     config.preprocess.resize = "squash"
-    # No vocabulary is bundled: bring the tokenizer.json of the C4 (SigLIP) or Gemma (SigLIP 2) sentencepiece model.
-    config.tokenizer = {"kind": "hf_json", "source": "tokenizer.json"}
+    # No vocabulary is bundled: bring C4's sentencepiece model (for SigLIP 2 Gemma's, see docs/tokenizers.md).
+    config.tokenizer = {"kind": "sentencepiece", "source": "sentencepiece.model"}
     config.optim.update(
         lr=1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=1e-4, schedule="cosine", clip_norm=1.0
     )

@@ -9,7 +9,7 @@ same number of processes, one after another in every round, and the best round o
   open_clip  `open_clip_train.data.get_wds_dataset` with its training transform and tokenizer, through its DataLoader
   limit      libjpeg-turbo decodes the whole pictures, from memory, and nothing else
 
-PYTHON is an interpreter with open-clip-torch 3.3.0, webdataset and pandas; without it there are two columns.
+PYTHON is an interpreter with open-clip-torch 3.3.0, webdataset 0.2.86 and pandas; without it there are two columns.
 """
 
 import argparse

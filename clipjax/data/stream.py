@@ -191,11 +191,8 @@ class Stream:
 
     def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
         """Ids int32 [n,L], and how many texts were longer than that."""
-        ids_NxL = self._tokenizer(texts)
-        # Cutting is only possible where the row is full, so most texts are encoded once.
-        full = np.flatnonzero(ids_NxL[:, -1] != self._tokenizer.pad_id)
-        length = ids_NxL.shape[1]
-        return ids_NxL, sum(len(self._tokenizer.encode(texts[i])) > length for i in full)
+        ids_NxL, cut_N = self._tokenizer.encode_rows(texts)
+        return ids_NxL, int(cut_N.sum())
 
 
 def _window(setting: Any, name: str) -> tuple[int, int] | None:

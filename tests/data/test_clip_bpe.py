@@ -1,3 +1,4 @@
+import concurrent.futures
 import gzip
 import itertools
 import json
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from clipjax.data.tokenizers import clip_bpe
+from clipjax.data.tokenizers import clean as cleaning
+from clipjax.data.tokenizers import clip_bpe, fast_bpe
 from clipjax.data.tokenizers.clip_bpe import EOT, SOT, ClipBPE
 from clipjax.errors import UserError
 
@@ -35,8 +37,23 @@ def golden():
     return json.loads(gzip.decompress(path.read_bytes()))
 
 
+@pytest.fixture(params=["package", "own"])
+def way(request, monkeypatch):
+    """Both ways to the ids: with instant-clip-tokenizer and without it."""
+    if request.param == "own":
+        monkeypatch.setattr(fast_bpe, "encoder", lambda: None)
+    elif fast_bpe.encoder() is None:
+        pytest.skip("instant-clip-tokenizer is not installed")
+    return request.param
+
+
+needs_package = pytest.mark.skipif(
+    fast_bpe.encoder() is None, reason="instant-clip-tokenizer is not installed"
+)
+
+
 @pytest.mark.parametrize("clean", CLEANINGS)
-def test_ids_are_those_of_open_clip(golden, clean):
+def test_ids_are_those_of_open_clip(golden, clean, way):
     assert golden["versions"]["open_clip_torch"] == "3.3.0"
     assert len(golden["texts"]) > 2_000
     tokenizer = ClipBPE(clean=clean)
@@ -50,7 +67,7 @@ def test_ids_are_those_of_open_clip(golden, clean):
 
 
 @pytest.mark.parametrize("length", [77, 16, 2])
-def test_rows_are_those_of_open_clip(golden, length):
+def test_rows_are_those_of_open_clip(golden, length, way):
     rows = golden["rows"][str(length)]
     assert any(row[-1] == EOT for row in rows)  # some are cut
     ids_BxL = ClipBPE(length=length)(golden["texts"][: len(rows)])
@@ -70,6 +87,116 @@ def test_merges_only_join_what_earlier_merges_made():
     for (left, right), merged in vocabulary.merge_ids.items():
         assert max(left, right) < merged
         assert vocabulary.symbols[left] + vocabulary.symbols[right] == vocabulary.symbols[merged]
+
+
+@needs_package
+def test_the_package_is_equal_on_every_character_that_it_is_given():
+    fast, checked, unequal = fast_bpe.encoder(), 0, []
+    for first, last in fast_bpe.known_ranges():
+        for letter in map(chr, range(first, last + 1)):
+            # What is told apart: letters, digits, the rest, space, upper case, what case hides.
+            text = f"x{letter}{letter}!{letter}'{letter}"
+            if fast_bpe.takes(text):
+                checked += 1
+                if clip_bpe._encode(text)[1:-1] != fast.encode(text):
+                    unequal.append(letter)
+    assert unequal == []
+    assert checked > 77_000
+
+
+@needs_package
+def test_the_package_is_equal_on_every_merge():
+    fast, unequal = fast_bpe.encoder(), []
+    letter_bytes = clip_bpe._vocabulary().letter_bytes
+    for symbol in clip_bpe._vocabulary().symbols[512:-2]:
+        letters = symbol.removesuffix("</w>")
+        text = bytes(map(letter_bytes.__getitem__, letters)).decode("utf-8", "ignore")
+        if fast.encode(text) != clip_bpe._encode(text.lower())[1:-1]:
+            unequal.append(text)
+    assert unequal == []
+
+
+@needs_package
+@pytest.mark.parametrize("length", [2, 8, 77, 248])
+def test_rows_are_equal_both_ways(golden, length, monkeypatch):
+    texts = golden["texts"]
+    assert sum(fast_bpe.takes(ClipBPE().cleaned(text)) for text in texts) > 1_500
+    for clean in CLEANINGS:
+        ids_BxL, cut_B = ClipBPE(length, clean).encode_rows(texts)
+        with monkeypatch.context() as patch:
+            patch.setattr(fast_bpe, "encoder", lambda: None)
+            own_BxL, own_B = ClipBPE(length, clean).encode_rows(texts)
+        np.testing.assert_array_equal(ids_BxL, own_BxL)
+        np.testing.assert_array_equal(cut_B, own_B)
+
+
+@hypothesis.given(st.one_of(ANY_TEXT, TRICKY_TEXT), st.sampled_from(CLEANINGS))
+def test_ids_are_equal_both_ways(text, clean):
+    tokenizer = ClipBPE(20, clean)
+    ids = clip_bpe._encode(tokenizer.cleaned(text))
+    assert tokenizer.encode(text) == ids
+    ids_BxL, cut_B = tokenizer.encode_rows([text, "a", text])
+    for row in (0, 2):
+        assert ids_BxL[row].tolist()[: len(ids)] == [*ids[:19], EOT][: len(ids)]
+        assert cut_B[row] == (len(ids) > 20)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Cat",
+        "it'\u017f",
+        "a\u0345",
+        "\U00020000",
+        "\u0378",
+        "x" * 513,
+        "a " + "b" * 513,
+        "\U0001d6a6",
+    ],
+)
+def test_texts_that_are_not_for_the_package(text):
+    assert not fast_bpe.takes(text)
+
+
+def test_texts_that_are_for_the_package():
+    assert fast_bpe.takes("")
+    assert fast_bpe.takes("a cat's <end_of_text> \x00\x1b 7½ straße 漢字 γάτας 🐈")
+    assert fast_bpe.takes("cat " * 1_000)
+
+
+def test_another_version_of_the_package_is_not_used(monkeypatch):
+    monkeypatch.setattr(fast_bpe, "_VERSION", "0.1.2")
+    assert fast_bpe.encoder.__wrapped__() is None
+
+
+def test_a_newer_unicode_leaves_ascii_to_the_package(monkeypatch):
+    monkeypatch.setattr(fast_bpe.unicodedata, "unidata_version", "99.0.0")
+    assert fast_bpe.known_ranges() == [(0, 0x7F)]
+
+
+def test_threads_get_the_ids_of_one_thread(golden, way):
+    tokenizer, texts = ClipBPE(), golden["texts"][:400]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for ids_BxL in pool.map(tokenizer, [texts] * 8):
+            np.testing.assert_array_equal(ids_BxL, tokenizer(texts))
+
+
+def test_cut_texts_are_told(way):
+    tokenizer = ClipBPE(4)
+    ids_BxL, cut_B = tokenizer.encode_rows(["a cat", "a big cat", "", "a Ｂig cat", "!!!!!!!"])
+    assert cut_B.tolist() == [False, True, False, True, False]
+    assert cut_B.dtype == bool
+    assert ids_BxL[:, -1].tolist() == [EOT, EOT, 0, EOT, 0]
+    assert [a.shape for a in tokenizer.encode_rows([])] == [(0, 4), (0,)]
+
+
+@pytest.mark.parametrize("length", [248, 512, 1_024])
+def test_long_texts(length, way):
+    text = " ".join(["a photo of a cat"] * 300)
+    (row,), (cut,) = ClipBPE(length).encode_rows([text])
+    assert cut
+    assert row.tolist() == [*ClipBPE().encode(text)[: length - 1], EOT]
+    assert not ClipBPE(1_600).encode_rows([text])[1].any()
 
 
 def merge_pair_by_pair(word: bytes) -> list[int]:
@@ -136,8 +263,8 @@ def test_decode_gives_the_cleaned_text_back(text, clean):
 @hypothesis.given(ANY_TEXT.filter(lambda text: "&" not in text))
 def test_the_short_cut_for_ascii_changes_nothing(text):
     text = "".join(c for c in text if " " <= c <= "~") + 'it\'s "so" -- (c) <b> `x` ...'
-    assert clip_bpe._repair(text) is text
-    assert clip_bpe._unescape(ftfy.fix_text(text)) == text
+    assert cleaning.fix(text) is text
+    assert cleaning.unescape(ftfy.fix_text(text)) == text
 
 
 def test_lone_surrogates_are_replaced():
@@ -165,7 +292,8 @@ def test_a_sentence_in_full():
     assert tokenizer.encode("") == [SOT, EOT]
 
 
-def test_words_are_cached_within_bounds():
+def test_words_are_cached_within_bounds(monkeypatch):
+    monkeypatch.setattr(fast_bpe, "encoder", lambda: None)
     cache = clip_bpe._cached_word_ids
     assert cache.cache_info().maxsize == 65_536
     before = cache.cache_info().currsize
@@ -187,8 +315,8 @@ def test_save_load_and_pickle_keep_it(tmp_path):
     ("settings", "message"),
     [
         ({"clean": "upper"}, "'canonicalize'"),
-        ({"length": 1}, "length is 1"),
-        ({"length": 7.5}, "length is 7.5"),
+        ({"length": 1}, "length of 1 leaves no room .* use at least 2"),
+        ({"length": 7.5}, "whole number, not 7.5"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

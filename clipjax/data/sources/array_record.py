@@ -45,7 +45,17 @@ class ArrayRecords:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return record(decode(self._source[index]), *self._settings)
+        try:
+            data = self._source[index]
+        except RuntimeError as error:  # its C++ found that a checksum does not hold
+            if "orrupted" not in str(error):
+                raise
+            raise BadRecord("file is damaged here") from error
+        fields = decode(data)
+        image, text, language = self._settings
+        if text is None and "text" in fields:
+            text = "text"  # of a raw record; another column's name may look like captions, too
+        return record(fields, image, text, language)
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:

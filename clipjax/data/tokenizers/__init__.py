@@ -1,8 +1,9 @@
 """Tokenizers: from strings to int32 ids [n, L].
 
 A tokenizer has `length`, `vocab_size` and `pad_id`; `encode(text)` gives all ids of one text, `__call__(texts)` cuts
-and pads to the length as the original does; `save(directory)` and `load(config, directory)` are inverse, so that a
-checkpoint can carry it.
+and pads to the length as the original does, `encode_rows(texts)` tells with it which texts were cut (padding may be an
+id that texts hold too, as SigLIP's is, so the rows do not tell); `save(directory)` and `load(config, directory)` are
+inverse, so that a checkpoint can carry it. docs/tokenizers.md: which settings belong to which model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,12 @@ from clipjax import registry
 KINDS = {
     "clip_bpe": "clipjax.data.tokenizers.clip_bpe:ClipBPE",
     "hf_json": "clipjax.data.tokenizers.hf_json:HFTokenizer",
+    "sentencepiece": "clipjax.data.tokenizers.sentencepiece:SentencePiece",
 }
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer offers."""
+    """What every tokenizer offers. It can be pickled, and threads may share it."""
 
     length: int
     vocab_size: int
@@ -28,6 +30,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """All ids of one text, special tokens included, not cut."""
+        ...
+
+    def encode_rows(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """int32 [n, length], cut and padded, and bool [n]: whether the text had more ids than a row."""
         ...
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,88 @@
+"""What the kinds of tokenizers share: rows of one length, checks of what the user gave, and saving."""
+
+import dataclasses
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipjax.errors import UserError
+
+
+def checked_texts(texts: Sequence[str], kind: str) -> list[str]:
+    """The texts as a list; one str is taken as a list of one, as open_clip takes it.
+
+    Raises:
+      UserError: something else than str among them.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{kind}: a text must be a str, not {type(text).__name__}.")
+    return texts
+
+
+def checked_length(length: Any, shortest: int, where: object) -> int:
+    """The length of a row; UserError unless it is a whole number with room for `shortest` ids."""
+    if isinstance(length, bool) or not isinstance(length, int):
+        raise UserError(f"A text length must be a whole number, not {length!r}.")
+    if length < shortest:
+        raise UserError(
+            f"A text length of {length} leaves no room beside the special tokens of {where}; "
+            f"use at least {shortest}."
+        )
+    return length
+
+
+def checked_id(setting: str, value: Any, ids: Container[int], where: object) -> int:
+    """A token id of a config; UserError unless the vocabulary of the file `where` has it."""
+    if isinstance(value, bool) or not isinstance(value, int | None) or value not in ids:
+        raise UserError(
+            f"{where} has no token with the {setting} {value!r}; set the right {setting}."
+        )
+    return value
+
+
+def save_once(path: Path, content: bytes) -> None:
+    """Writes a vocabulary's file; UserError if another one is there."""
+    if path.exists() and path.read_bytes() != content:
+        raise UserError(f"{path} is another tokenizer's; save this one into another directory.")
+    path.write_bytes(content)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How a text's own ids become a row: `before` + ids + `after`, cut at the end, padded on the right.
+
+    Attributes:
+      length: of a row.
+      pad_id: what follows the text.
+      before: ids at the start of every text.
+      after: ids at the end of every text.
+      sticky: a text that is too long loses its own last ids and keeps `after`; otherwise the row is cut, and `after`
+        is what is lost first.
+    """
+
+    length: int
+    pad_id: int
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    sticky: bool = True
+
+    def whole(self, ids: Iterable[int]) -> list[int]:
+        """One text's ids with what surrounds them, not cut."""
+        return [*self.before, *ids, *self.after]
+
+    def fill(self, texts: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, int32 [n, length], and which of the texts were cut, bool [n]."""
+        ids_NxL = np.full((len(texts), self.length), self.pad_id, np.int32)
+        cut_N = np.zeros(len(texts), bool)
+        tail = self.after if self.sticky else ()
+        for i, text in enumerate(texts):
+            ids = self.whole(text)
+            if len(ids) > self.length:
+                cut_N[i] = True
+                ids = [*ids[: self.length - len(tail)], *tail]
+            ids_NxL[i, : len(ids)] = ids
+        return ids_NxL, cut_N

@@ -1,0 +1,54 @@
+"""What is compiled and planned has the shapes of what the pipeline gives."""
+
+import numpy as np
+import pytest
+from tiny_run import tiny_config
+
+from clipjax.batch import example_batch
+from clipjax.data.pipeline import batches
+from clipjax.data.stream import Stream
+from clipjax.data.tokenizers import make_tokenizer
+from clipjax.errors import UserError
+from clipjax.fields import BATCH, HOST_ONLY
+
+SCENES = {"scenes": {"kind": "scenes", "size": 96, "length": 50, "backgrounds": "plain"}}
+WAYS = {
+    "plain": {},
+    "texts": {"captions": {"kind": "several", "count": 3}},
+    "regions": {"regions": {"count": 4, "min_visible": 0.2, "min_side": 0.0}, "sources": SCENES},
+    "languages": {"languages": ("de", "en")},
+}
+
+
+@pytest.mark.parametrize("way", [*WAYS, "all"])
+def test_the_batch_is_what_the_example_says(way):
+    config = tiny_config()
+    with config.unlocked():
+        for changes in WAYS.values() if way == "all" else [WAYS[way]]:
+            config.data.update(changes)
+        if way in ("plain", "languages"):
+            config.data.captions = {"kind": "name_and_keywords"}
+    tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
+    stream = Stream(config.data, config.preprocess, config.model.image.size, tokenizer, 0)
+    batch = next(batches(stream, 8, 0, 8))
+    wanted = {k: (x.shape, x.dtype) for k, x in example_batch(config, 8).items()}
+    given = {k: x for k, x in batch.items() if k in BATCH and k not in HOST_ONLY}
+    assert {k: (x.shape, x.dtype) for k, x in given.items()} == wanted
+    if "boxes" in batch:
+        assert batch["region_mask"].any()
+        assert (batch["boxes"][~batch["region_mask"]] == 0).all()
+        assert (batch["boxes"][batch["region_mask"]].max(axis=-1) > 0).all()
+    if "language" in batch:
+        assert set(np.unique(batch["language"])) <= {-1, 0, 1}
+
+
+def test_sources_must_agree_on_the_number_of_texts():
+    config = tiny_config()
+    with config.unlocked():
+        config.data.sources = {
+            "a": {"kind": "synthetic", "captions": {"kind": "several", "count": 2}},
+            "b": {"kind": "synthetic", "captions": {"kind": "any"}},
+        }
+    tokenizer = make_tokenizer(config.tokenizer, 8)
+    with pytest.raises(UserError, match=r"as many texts a sample; here they give: a 2, b 1"):
+        Stream(config.data, config.preprocess, 16, tokenizer, 0)

@@ -1,0 +1,214 @@
+"""Records what transformers' tokenizers make of hard strings, with tiny vocabularies, for the tests.
+
+    python tools/make_tokenizer_goldens.py                       # tests/data/golden/tokenizers.json.gz
+    python tools/make_tokenizer_goldens.py siglip2=FILE bert=... # real vocabularies, ours beside; no file
+
+Needs the `reference` extra (transformers 5.23.0) with sentencepiece and protobuf. The tiny vocabularies are trained on
+the drawings' names in nine languages. FILE is a `.model` for siglip and a tokenizer.json for the others.
+"""
+
+import argparse
+import base64
+import collections
+import gzip
+import importlib.metadata
+import importlib.resources
+import io
+import itertools
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import sentencepiece
+import transformers
+from clip_bpe_strings import EMOJI, NASTY, PHRASES, Strings
+from tokenizers import Tokenizer, models, trainers
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "tests/data/golden/tokenizers.json.gz"
+LENGTHS = (64, 8)
+VOCABULARY = 800
+LOCALES = ("ar", "de", "el", "en", "es", "fr", "he", "ru", "tr")
+
+# Per family, what a user writes in the config; docs/tokenizers.md says the same. SigLIP 2 in transformers lower-cases
+# all letters, not only A to Z.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "siglip": {"kind": "sentencepiece"},
+    "siglip2": {
+        "kind": "hf_json",
+        "clean": "lower",
+        "file_specials": False,
+        "eos_id": 1,
+        "pad_id": 0,
+    },
+    "xlm_r": {"kind": "hf_json", "pad_id": 1},
+    "bert": {"kind": "hf_json", "pad_id": 0},
+}
+
+
+def names() -> Iterator[str]:
+    """Names and keywords of the drawings."""
+    folder = importlib.resources.files("clipjax") / "assets" / "drawings" / "names"
+    for locale in LOCALES:
+        file = folder / f"{locale}.json.gz"
+        for words in json.loads(gzip.decompress(file.read_bytes())):
+            yield " ".join(words)
+
+
+def unigram(**ids: int) -> bytes:
+    """A SentencePiece model, of a kind that carries no table of characters and so is small."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line.lower() for line in names()),
+        model_writer=model,
+        vocab_size=VOCABULARY,
+        hard_vocab_limit=False,
+        character_coverage=0.98,
+        normalization_rule_name="identity",
+        minloglevel=2,
+        num_threads=1,
+        **ids,
+    )
+    return model.getvalue()
+
+
+def tiny(family: str) -> bytes:
+    """A vocabulary of the family's own form, made by transformers itself."""
+    if family == "siglip":
+        return unigram(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    if family == "siglip2":
+        specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+        bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+        bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+        trainer = trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=[*specials, *bytes_],
+            limit_alphabet=150,
+            show_progress=False,
+        )
+        bpe.train_from_iterator([line.lower().replace(" ", "▁") for line in names()], trainer)
+        model = json.loads(bpe.to_str())["model"]
+        made = transformers.Siglip2Tokenizer(
+            vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]]
+        ).backend_tokenizer
+        # As in Gemma's file: cased text comes in, and <bos> before it.
+        file = json.loads(made.to_str())
+        file["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        return json.dumps(file).encode()
+    if family == "xlm_r":
+        made = sentencepiece.SentencePieceProcessor()
+        made.LoadFromSerializedProto(unigram())
+        pieces = [(made.id_to_piece(i), made.get_score(i)) for i in range(3, made.vocab_size())]
+        specials = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
+        made = transformers.XLMRobertaTokenizer(vocab=[*specials, *pieces, ("<mask>", 0.0)])
+    else:
+        specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        # By hand, as the trainer's choice among equals changes from run to run.
+        text = " ".join(names()).lower()
+        letters = [c for c, _ in collections.Counter(text).most_common(150) if c != " "]
+        words = [word for word, _ in collections.Counter(text.split()).most_common(400)]
+        pieces = dict.fromkeys([*specials, *letters, *(f"##{c}" for c in letters), *words])
+        made = transformers.BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
+    return made.backend_tokenizer.to_str().encode()
+
+
+def reference(family: str, path: pathlib.Path) -> Callable[[list[str], int], list[list[int]]]:
+    """Rows by transformers."""
+    if family == "siglip":
+        made = transformers.SiglipTokenizer(str(path))
+    elif family == "siglip2":
+        model = json.loads(path.read_bytes())["model"]
+        merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+        made = transformers.Siglip2Tokenizer(
+            vocab=model["vocab"],
+            merges=merges,
+            padding_side="right",
+            add_bos_token=False,
+            add_eos_token=True,
+        )
+    else:
+        pad = "[PAD]" if family == "bert" else "<pad>"
+        made = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token=pad)
+    return lambda texts, length: (
+        made(texts, padding="max_length", truncation=True, max_length=length).input_ids
+    )
+
+
+def same_in_both(family: str, text: str) -> bool:
+    """Whether the text is one on which clipjax means to be equal (docs/tokenizers.md, "Differences")."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # transformers refuses lone surrogates
+        return False
+    if family == "siglip":
+        # It knows "</s>", deletes "_", lower-cases before it removes punctuation, and doubles the first space where
+        # the model itself does not normalise.
+        return not any(character in text for character in "_<▁Σ") and text == text.lstrip()
+    if family == "siglip2":  # It lower-cases character by character.
+        return text.lower() == "".join(map(str.lower, text))
+    return True
+
+
+def write(path: pathlib.Path) -> None:
+    """Writes the golden file."""
+    packages = ("transformers", "tokenizers", "sentencepiece")
+    golden: dict[str, Any] = {
+        "about": "rows of transformers' tokenizers, whose files are beside them in base64",
+        "command": "python tools/make_tokenizer_goldens.py",
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    texts = [*PHRASES, *EMOJI, *NASTY]
+    for family, config in CONFIGS.items():
+        content = tiny(family)
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "vocabulary"
+            file.write_bytes(content)
+            rows = reference(family, file)
+            kept = [text for text in texts if same_in_both(family, text)]
+            golden[family] = {
+                "config": config,
+                "file": base64.b64encode(content).decode(),
+                "texts": kept,
+                "rows": {str(length): rows(kept, length) for length in LENGTHS},
+            }
+    packed = json.dumps(golden, separators=(",", ":")).encode("ascii")
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as out:
+        out.write(packed)
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def compare(family: str, path: pathlib.Path, count: int) -> int:
+    """Prints where clipjax differs; returns in how many texts."""
+    from clipjax.data.tokenizers import make_tokenizer
+
+    strings = [*PHRASES, *EMOJI, *NASTY, *itertools.islice(Strings(1, PHRASES), count)]
+    texts = [text for text in strings if same_in_both(family, text)]
+    rows, different = reference(family, path), set()
+    for length in LENGTHS:
+        ours = make_tokenizer(CONFIGS[family] | {"source": str(path)}, length)(texts)
+        pairs = zip(texts, ours.tolist(), rows(texts, length), strict=True)
+        different |= {text for text, own, theirs in pairs if own != theirs}
+    for text in sorted(different)[:20]:
+        print(f"differs: {text!r}")
+    print(f"{family}: {len(texts):,} texts, lengths {LENGTHS}: {len(different)} differ")
+    return len(different)
+
+
+def main() -> None:
+    """Writes the golden, or compares."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=pathlib.Path, default=GOLDEN)
+    parser.add_argument("--count", type=int, default=20_000, help="random strings to compare")
+    parser.add_argument("real", nargs="*", metavar="FAMILY=FILE", help=f"of {', '.join(CONFIGS)}")
+    args = parser.parse_args()
+    if not args.real:
+        write(args.output)
+        return
+    pairs = [real.split("=", 1) for real in args.real]
+    sys.exit(sum(compare(family, pathlib.Path(path), args.count) for family, path in pairs) > 0)
+
+
+if __name__ == "__main__":
+    main()
