@@ -202,3 +202,15 @@ def test_tfds(tmp_path):
     assert found["text 3"]["text"] == ["text 3", "x"]
     with pytest.raises(UserError, match="The data set 'nothing', split 'train', cannot be read"):
         make_source(settings | {"name": "nothing"}, "mine")
+
+    (file,) = tmp_path.rglob("*.array_record*")
+    data = bytearray(file.read_bytes())
+    data[data.index(b"text 3")] ^= 1  # its checksum no longer holds
+    file.write_bytes(data)
+    outcomes = []
+    for index in range(5):
+        try:
+            make_source(settings, "mine")[index]
+        except BadRecord as error:
+            outcomes.append(str(error))
+    assert outcomes == ["file is damaged here"]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from clipjax.data.bad import BadRecord
 from clipjax.data.sources.rows import record
 from clipjax.errors import UserError
 
@@ -55,7 +56,13 @@ class TFDS:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return record(_flat(self._source[index]), *self._settings)
+        from google.protobuf.message import DecodeError
+
+        try:
+            example = self._source[index]
+        except (RuntimeError, ValueError, DecodeError) as error:  # a checksum, or what it guards
+            raise BadRecord("file is damaged here") from error
+        return record(_flat(example), *self._settings)
 
 
 def _flat(example: dict[str, Any], before: str = "") -> dict[str, Any]:
