@@ -280,7 +280,9 @@ def test_too_many_bad_records_stop_the_run(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_bad_records(tmp_path, workers):
-    with pytest.raises(UserError, match="20 records in a row cannot be used at place"):
+    with pytest.raises(
+        UserError, match=r"20 records of source 'flawed' cannot be used at place \d+ .*verify\.$"
+    ):
         run(tmp_path, config=flawed(1, f"data.workers={workers}"))
 
 

@@ -79,6 +79,7 @@ def batches(
       host: which of the equal parts of each batch to read.
       hosts: how many parts there are.
     """
+    grain.config.update("py_traceback_filtering", "off")  # it would lengthen a user's message
     view = HostView(stream, batch_size, start, stop, host, hosts)
     if not len(view):
         return iter(())
