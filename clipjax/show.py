@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from clipjax import flops, optim, rules
+from clipjax.batch import example_batch
 from clipjax.config import to_json
 from clipjax.data.sources import make_source
 from clipjax.errors import UserError
 from clipjax.mesh import AXES, check_batch, make_mesh, remarks
-from clipjax.batch import example_batch
 from clipjax.progress import console
 from clipjax.step import abstract_state, boxed_params, make_losses, make_parts
 from clipjax.train import flops_per_sample

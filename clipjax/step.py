@@ -12,11 +12,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from clipjax import optim, registry, rules
+from clipjax.batch import example_batch
 from clipjax.errors import UserError
 from clipjax.gradient_cache import value_and_grad
 from clipjax.losses import KINDS
 from clipjax.mesh import parameter_shardings, replicated
-from clipjax.batch import example_batch
 from clipjax.models import make_model, matmul_precision
 
 

@@ -1,7 +1,9 @@
 """A picture whose size is known before it is decoded, so that no more of it is decoded than a training view needs.
 
 libjpeg-turbo can leave out whole frequencies, and so decodes to an eighth, a quarter or a half of the size in less time
-than the whole (to other eighths as well, but in code without SIMD, which takes longer than the whole). Everything that its binding does not take (other formats, CMYK, EXIF rotation, damage that only a warning tells) goes
+than the whole (to other eighths as well, but in code without SIMD, which takes longer than the whole).
+
+Everything that its binding does not take (other formats, CMYK, EXIF rotation, damage that only a warning tells) goes
 to Pillow, which alone decides what is broken; so the same files are read with and without scaling.
 """
 

@@ -79,6 +79,8 @@ def batches(
       host: which of the equal parts of each batch to read.
       hosts: how many parts there are.
     """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags; we have none
     grain.config.update("py_traceback_filtering", "off")  # it would lengthen a user's message
     view = HostView(stream, batch_size, start, stop, host, hosts)
     if not len(view):
@@ -90,8 +92,6 @@ def batches(
             num_threads=max(1, threads), prefetch_buffer_size=max(threads, part * prefetch)
         )
         return iter(source.to_iter_dataset(options).batch(part, drop_remainder=True))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags in its workers; we have none
     # Workers take turns, element by element, so an element must be a whole batch to keep the order of samples.
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=max(1, threads))
     processes = grain.MultiprocessingOptions(

@@ -13,8 +13,8 @@ from jax.extend import core
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from clipjax.mesh import batch_sharding, check_batch, make_mesh, replicated
 from clipjax.batch import example_batch
+from clipjax.mesh import batch_sharding, check_batch, make_mesh, replicated
 from clipjax.plan.topology import Topology
 from clipjax.platform import compiling_for
 from clipjax.step import State, abstract_state, make_losses, make_parts, make_step
