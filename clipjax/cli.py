@@ -108,16 +108,18 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="prepare and look at data sets")
     verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
     index = verbs.add_parser(
-        "index", help="index tars, so that their samples can be read at random"
+        "index", help="index tars, so that their samples can be read at random; list many files"
     )
-    index.add_argument("tars", nargs="+", metavar="TAR", help="paths or patterns, local or remote")
+    index.add_argument(
+        "tars", nargs="+", metavar="FILE", help="tars or Parquet files: paths or patterns"
+    )
     index.add_argument(
         "--output", metavar="DIR", help="where the indices go; default: beside the tars"
     )
     index.add_argument("--workers", type=int, default=4, metavar="N", help="tars read at once")
     index.add_argument("--again", action="store_true", help="also where an index is there already")
     index.add_argument(
-        "--list", metavar="FILE.tars", help="write a list of the tars, for sets of many thousands"
+        "--list", metavar="FILE", help="write a list of the files, for sets of many thousands"
     )
     index.set_defaults(run=_index)
 

@@ -1,11 +1,11 @@
-"""`clipjax data index`: one pass over tars, so that their samples can be read at random."""
+"""`clipjax data index`: one pass over tars, so that their samples can be read at random; lists of many files."""
 
 import concurrent.futures
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipjax.data.sources import tar_index, tar_list
+from clipjax.data.sources import lists, tar_index
 from clipjax.data.sources.files import expand, is_remote, size_of
 from clipjax.errors import UserError
 
@@ -24,7 +24,7 @@ def index(
       output: folder for the indices; None: beside the tars.
       workers: tars read at once.
       again: also where an index is there already.
-      listing: file for the list of all tars that can be read, see `tar_list`.
+      listing: file for the list of all tars that can be read, see `lists`.
 
     Returns:
       0; 1 where a tar could not be read (the others are indexed).
@@ -32,6 +32,8 @@ def index(
     Raises:
       UserError: no such tars, or tars of one name that would share an index.
     """
+    if all(path.endswith(".parquet") for path in shards):
+        return _parquet(shards, workers, listing)
     paths = expand(list(shards), "tar")
     if output:
         names = [os.path.basename(p) for p in paths]
@@ -46,7 +48,7 @@ def index(
     if workers < 1:
         raise UserError(f"--workers must be at least 1, not {workers}.")
     made, kept, failed = [], 0, 0
-    listed: dict[str, tar_list.Listed] = {}
+    listed: dict[str, lists.Listed] = {}
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         jobs = {p: pool.submit(_one, p, tar_index.index_path(p, output), again) for p in paths}
         for path, job in jobs.items():
@@ -56,7 +58,7 @@ def index(
                 failed += 1
                 print(f"{path}: {error}")
                 continue
-            listed[path] = tar_list.Listed(len(found[0]), found[0].bytes)
+            listed[path] = lists.Listed((len(found[0]),), found[0].bytes)
             if found[1]:
                 kept += 1
                 continue
@@ -70,10 +72,40 @@ def index(
         f"already; {failed:,} cannot be read."
     )
     if listing:
-        tar_list.write(listed, listing)
-        samples = sum(tar.samples for tar in listed.values())
-        print(f"{listing}: {len(listed):,} tars, {samples:,} samples.")
+        _write_list(listed, listing, lists.TARS)
     return 1 if failed else 0
+
+
+def _parquet(files: Sequence[str], workers: int, listing: str | None) -> int:
+    """A list of Parquet files with the rows of their row groups; the files have an index of their own.
+
+    Raises:
+      UserError: no `listing`.
+    """
+    from clipjax.data.sources.parquet import row_groups
+
+    if not listing:
+        raise UserError(
+            "Parquet files carry their index; --list=FILE.parquets writes a list of them and their row groups, with "
+            "which a run starts without opening each."
+        )
+    paths = expand(list(files), "Parquet file")
+    listed, failed = {}, 0
+    with concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
+        for path, job in {p: pool.submit(row_groups, p) for p in paths}.items():
+            try:
+                listed[path] = lists.Listed(tuple(job.result()), size_of(path))
+            except (UserError, OSError) as error:
+                failed += 1
+                print(f"{path}: {error}")
+    _write_list(listed, listing, lists.PARQUETS)
+    return 1 if failed else 0
+
+
+def _write_list(listed: dict[str, lists.Listed], path: str, suffix: str) -> None:
+    lists.write(listed, path, suffix)
+    samples = sum(sum(file.samples) for file in listed.values())
+    print(f"{path}: {len(listed):,} files, {samples:,} samples.")
 
 
 def _one(tar: str, target: str, again: bool) -> tuple[tar_index.TarIndex, bool]:

@@ -5,11 +5,14 @@ import io
 import pickle
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clipjax.cli import main
 from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode
 from clipjax.data.sources import make_source, rows
@@ -214,3 +217,28 @@ def test_tfds(tmp_path):
         except BadRecord as error:
             outcomes.append(str(error))
     assert outcomes == ["file is damaged here"]
+
+
+def test_a_list_of_parquet_files(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        pairs = [{"image": png(10 * number + i), "text": f"{number} {i}"} for i in range(7)]
+        table = pyarrow.Table.from_pylist(pairs)
+        path = tmp_path / "in" / f"{number}.parquet"
+        pyarrow.parquet.write_table(table, path, row_group_size=3)
+    pattern, listing = str(tmp_path / "in" / "*.parquet"), str(tmp_path / "all.parquets")
+    assert main(["data", "index", pattern]) == 2
+    assert "--list=FILE.parquets" in capsys.readouterr().err
+    assert main(["data", "index", pattern, f"--list={listing}"]) == 0
+    assert "3 files, 21 samples" in capsys.readouterr().out
+    plain, listed = (make_source({"kind": "parquet", "files": f}, "p") for f in (pattern, listing))
+    assert [listed[i] for i in range(21)] == [plain[i] for i in range(21)]
+    # Files are opened when they are read.
+    (tmp_path / "in" / "2.parquet").unlink()
+    still = make_source({"kind": "parquet", "files": listing}, "p")
+    assert still[0] == plain[0]
+    with pytest.raises(UserError, match=r"2\.parquet cannot be read as Parquet"):
+        still[20]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pairs), tmp_path / "in" / "1.parquet")
+    with pytest.raises(UserError, match=r"1\.parquet has changed since it was listed"):
+        still[7]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from clipjax.data.bad import BadRecord
-from clipjax.data.sources.files import expand, filesystem
+from clipjax.data.sources import lists
+from clipjax.data.sources.files import expand, filesystem, is_remote
 from clipjax.data.sources.rows import record
 from clipjax.errors import UserError
 
@@ -22,7 +23,7 @@ class Parquet:
     group, so this suits evaluation, small row groups, and data that fits in `groups`.
 
     Args:
-      files: paths or patterns, see `files.expand`; local or remote.
+      files: paths or patterns, see `files.expand`, or one list of them, see `lists`; local or remote.
       image, text, language: columns of pictures, captions and language tags, see `rows.record`.
       columns: other columns to keep; None: all.
       groups: how many row groups to keep in memory, of each process.
@@ -37,14 +38,16 @@ class Parquet:
         columns: Sequence[str] | None = None,
         groups: int = 8,
     ):
-        self._paths = expand(files, "Parquet file")
+        listed = lists.read(files) if lists.is_list(files, lists.PARQUETS) else None
+        self._paths = list(listed) if listed is not None else expand(files, "Parquet file")
         self._settings, self._columns, self._groups = (image, text, language), columns, groups
         self.__setstate__(self.__dict__)
         found = []  # (file, group, rows)
         for number, path in enumerate(self._paths):
-            meta = self._file(number).metadata
-            rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+            rows = listed[path].samples if listed is not None else row_groups(path)
             found += [(number, g, n) for g, n in enumerate(rows) if n]
+            if listed is not None and number:
+                continue  # the first file stands for all: a list spares opening them
             names = self._file(number).schema_arrow.names
             texts = [text] if isinstance(text, str) else list(text or ())
             missing = [
@@ -81,6 +84,13 @@ class Parquet:
             if entry.table is None:
                 file, group, _ = self._place_Gx3[block].tolist()
                 opened = self._file(file)
+                if opened.metadata.num_row_groups <= group or (
+                    opened.metadata.row_group(group).num_rows != self._place_Gx3[block, 2]
+                ):
+                    raise UserError(
+                        f"{self._paths[file]} has changed since it was listed; make the list again with: clipjax data "
+                        "index --list"
+                    )
                 with self._reading[file % OPEN_FILES]:  # a ParquetFile is not for several threads
                     try:
                         entry.table = opened.read_row_group(group, columns=self._wanted(opened))
@@ -99,23 +109,11 @@ class Parquet:
         )  # which ones it takes by itself is not known before
 
     def _file(self, number: int) -> Any:
-        import pyarrow as arrow
-        from pyarrow import parquet
-
         with self._lock:
             if number in self._files:
                 self._files.move_to_end(number)
                 return self._files[number]
-        path = self._paths[number]
-        try:
-            if "://" in path:
-                system, inner = filesystem(path)
-                opened = parquet.ParquetFile(inner, filesystem=system)
-            else:
-                opened = parquet.ParquetFile(path, memory_map=True)
-        except (arrow.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise UserError(f"{path} cannot be read as Parquet: {reason}.") from error
+        opened = open_file(self._paths[number])
         with self._lock:
             self._files[number] = opened
             while len(self._files) > OPEN_FILES:
@@ -132,6 +130,37 @@ class Parquet:
         self._reading = [threading.Lock() for _ in range(OPEN_FILES)]
         self._files: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._tables: collections.OrderedDict[int, _Slot] = collections.OrderedDict()
+
+
+def open_file(path: str) -> Any:
+    """A `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+      UserError: it cannot be read, or pyarrow is not there.
+    """
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("Parquet files need pyarrow: pip install 'clipjax[parquet]'.") from error
+    try:
+        if is_remote(path):
+            system, inner = filesystem(path)
+            return parquet.ParquetFile(inner, filesystem=system)
+        return parquet.ParquetFile(path, memory_map=True)
+    except (arrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{path} cannot be read as Parquet: {reason}.") from error
+
+
+def row_groups(path: str) -> list[int]:
+    """Rows of each row group of a file.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    meta = open_file(path).metadata
+    return [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
 
 
 class _Slot:

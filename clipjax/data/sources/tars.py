@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.data.bad import BadRecord
-from clipjax.data.sources import tar_index, tar_list
+from clipjax.data.sources import lists, tar_index
 from clipjax.data.sources.files import Reader, expand, is_remote, size_of
 from clipjax.data.sources.rows import IMAGES, record
 from clipjax.errors import UserError
@@ -24,7 +24,7 @@ class Tars:
     `NAME.txt` is its caption; both may be there. Only the fields that are asked for are read.
 
     Args:
-      shards: paths or patterns, see `files.expand`, or one list of them, see `tar_list`; local or remote.
+      shards: paths or patterns, see `files.expand`, or one list of them, see `lists`; local or remote.
       image: the picture's extension; None: whichever of jpg, png, webp, ... is there.
       text: where captions stand: extensions, and keys of the json; all that are there are captions of the picture.
         None: the txt, or else the json's caption.
@@ -43,14 +43,13 @@ class Tars:
         index: str | None = None,
         read_ahead: float = 0.0,
     ):
-        listed = isinstance(shards, str) and shards.endswith(tar_list.SUFFIX)
-        counts = tar_list.read(shards) if listed else None
+        counts = lists.read(shards) if lists.is_list(shards, lists.TARS) else None
         self._shards = list(counts) if counts is not None else expand(shards, "tar")
         self._settings = (image, text, language)
         self._folder = index
         self._reader = Reader(round(read_ahead * 1e6))
         lengths = (
-            [c.samples for c in counts.values()] if counts else map(self._length, self._shards)
+            [sum(c.samples) for c in counts.values()] if counts else map(self._length, self._shards)
         )
         self._ends = np.cumsum(np.fromiter(lengths, np.int64, len(self._shards)))
         self.__setstate__(self.__dict__)
