@@ -4,6 +4,7 @@ import contextlib
 import io
 import pickle
 
+import fsspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -15,11 +16,11 @@ from PIL import Image
 from clipjax.cli import main
 from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode
-from clipjax.data.sources import make_source, rows
+from clipjax.data.sources import files, make_source, rows
 from clipjax.data.sources.array_record import ArrayRecords, write
 from clipjax.data.sources.array_record import decode as unpack
 from clipjax.data.sources.array_record import encode as pack
-from clipjax.errors import UserError
+from clipjax.errors import TryAgainError, UserError
 
 
 def png(value):
@@ -242,3 +243,34 @@ def test_a_list_of_parquet_files(tmp_path, capsys):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pairs), tmp_path / "in" / "1.parquet")
     with pytest.raises(UserError, match=r"1\.parquet has changed since it was listed"):
         still[7]
+
+
+def test_remote_parquet_that_fails_is_no_bad_record(monkeypatch):
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0))
+    system = fsspec.filesystem("memory")
+    table = pyarrow.Table.from_pylist([{"image": png(i), "text": str(i)} for i in range(9)])
+    with system.open("/remote/a.parquet", "wb") as file:
+        pyarrow.parquet.write_table(table, file, row_group_size=3)
+    source = make_source(
+        {"kind": "parquet", "files": "memory://remote/*.parquet", "groups": 1}, "p"
+    )
+    assert source[4]["text"] == ["4"]
+    failures = [OSError("reset"), OSError("slow")]
+    real = pyarrow.parquet.ParquetFile.read_row_group
+
+    def flaky(self, *args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", flaky)
+    assert source[8]["text"] == ["8"]
+    assert not failures
+    failures += [OSError("reset")] * 9
+    with pytest.raises(TryAgainError, match=r"a\.parquet' cannot be read: reset"):
+        source[0]
+    failures[:] = [pyarrow.ArrowInvalid("page is broken")]
+    with pytest.raises(BadRecord, match="file is damaged here"):
+        source[0]
+    assert not failures
+    system.rm("/remote", recursive=True)

@@ -165,7 +165,13 @@ class _Piece:
 
 
 def request(path: str, offset: int, size: int) -> bytes:
-    """Part of a remote file. What fails is tried again after 1, 2, 4 and 8 seconds.
+    """Part of a remote file; see `patiently`."""
+    system, inner = filesystem(path)
+    return patiently(path, lambda: system.cat_file(inner, start=offset, end=offset + size))
+
+
+def patiently(path: str, read: Callable[[], Any]) -> Any:
+    """Reads of a remote file. What fails is tried again after 1, 2, 4 and 8 seconds.
 
     A network that fails must not look like a broken record: the run would go on with other samples.
 
@@ -173,10 +179,9 @@ def request(path: str, offset: int, size: int) -> bytes:
       UserError: there is no such file, or it may not be read.
       TryAgainError: it failed five times.
     """
-    system, inner = filesystem(path)
     for pause in (*PAUSES, None):
         try:
-            return system.cat_file(inner, start=offset, end=offset + size)
+            return read()
         except (FileNotFoundError, PermissionError) as error:
             raise UserError(f"{path!r} cannot be read: {error}.") from error
         except Exception as error:  # of a dozen libraries

@@ -2,14 +2,14 @@
 
 import collections
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from clipjax.data.bad import BadRecord
 from clipjax.data.sources import lists
-from clipjax.data.sources.files import expand, filesystem, is_remote
+from clipjax.data.sources.files import expand, filesystem, is_remote, patiently
 from clipjax.data.sources.rows import record
 from clipjax.errors import UserError
 
@@ -44,7 +44,7 @@ class Parquet:
         self.__setstate__(self.__dict__)
         found = []  # (file, group, rows)
         for number, path in enumerate(self._paths):
-            rows = listed[path].samples if listed is not None else row_groups(path)
+            rows = rows_of(self._file(number)) if listed is None else listed[path].samples
             found += [(number, g, n) for g, n in enumerate(rows) if n]
             if listed is not None and number:
                 continue  # the first file stands for all: a list spares opening them
@@ -73,8 +73,6 @@ class Parquet:
 
     def _group(self, block: int) -> Any:
         """A row group's table; one thread reads it while others may read other ones."""
-        import pyarrow as arrow
-
         with self._lock:
             entry = self._tables.setdefault(block, _Slot())
             self._tables.move_to_end(block)
@@ -92,11 +90,32 @@ class Parquet:
                         "index --list"
                     )
                 with self._reading[file % OPEN_FILES]:  # a ParquetFile is not for several threads
-                    try:
-                        entry.table = opened.read_row_group(group, columns=self._wanted(opened))
-                    except (arrow.ArrowException, OSError) as error:
-                        raise BadRecord("file is damaged here") from error
+                    entry.table = self._read(opened, file, group)
         return entry.table
+
+    def _read(self, opened: Any, file: int, group: int) -> Any:
+        """A row group of an open file.
+
+        Raises:
+          BadRecord: it is damaged.
+          TryAgainError: a remote file cannot be read.
+        """
+        import pyarrow as arrow
+
+        def read() -> Any:
+            return opened.read_row_group(group, columns=self._wanted(opened))
+
+        path = self._paths[file]
+        try:
+            if not is_remote(path):
+                return read()
+            # Damage is no reason to try again, but some of it cannot be told from a network that fails.
+            found = patiently(path, lambda: _outcome(read, arrow.ArrowInvalid))
+            if isinstance(found, Exception):
+                raise found
+            return found
+        except (arrow.ArrowException, OSError) as error:
+            raise BadRecord("file is damaged here") from error
 
     def _wanted(self, opened: Any) -> list[str] | None:
         if self._columns is None:
@@ -159,8 +178,21 @@ def row_groups(path: str) -> list[int]:
     Raises:
       UserError: it cannot be read.
     """
-    meta = open_file(path).metadata
+    return rows_of(open_file(path))
+
+
+def rows_of(opened: Any) -> list[int]:
+    """The same of an open file."""
+    meta = opened.metadata
     return [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+
+
+def _outcome(action: Callable[[], Any], kind: type[Exception]) -> Any:
+    """What an action gives, or the exception of this kind that it raises."""
+    try:
+        return action()
+    except kind as error:
+        return error
 
 
 class _Slot:
