@@ -2,11 +2,9 @@
 
 import io
 import json
-import os
 import random
 import signal
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -129,24 +127,3 @@ def test_killed_anywhere(before, workers_before, after, workers_after, folder, w
     else:  # gloo adds in another order than the collectives inside one process
         for a, b in zip(ours, theirs, strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-
-
-@pytest.mark.slow
-def test_workers_do_not_outlive_a_killed_run(folder, tmp_path):
-    workdir = tmp_path / "run"
-    job = Job(workdir, 1, 1, "data.workers=2", **how(folder))
-    job.wait_for_steps(workdir, 2)
-    parent = job.runs[0].pid
-    children = _children(parent)
-    assert len(children) >= 2
-    kill(job)
-    end = time.monotonic() + 30
-    while any(os.path.exists(f"/proc/{c}") for c in children):
-        assert time.monotonic() < end, "workers live on"
-        time.sleep(0.05)
-
-
-def _children(pid):
-    """Processes that a process has started."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
