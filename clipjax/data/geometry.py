@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 
+ROUNDING = 1e-9
+
+
 class Geometry(NamedTuple):
     """An affine map from a picture to a frame, both with (0, 0) as top left and (1, 1) as bottom right corner.
 
@@ -58,6 +61,7 @@ class Geometry(NamedTuple):
         area = np.prod(high - low, axis=1)
         left = np.prod(inside_high - inside_low, axis=1)
         visible_M = np.where(area > 0, left / np.where(area > 0, area, 1), 0)
+        visible_M[visible_M < ROUNDING] = 0  # a box that only touches the frame's edge is outside
         found = np.concatenate([inside_low, inside_high], axis=1) * (visible_M > 0)[:, None]
         return found.astype(np.float32), visible_M.astype(np.float32)
 
