@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-
+# Shares of a length below this are rounding.
 ROUNDING = 1e-9
 
 
@@ -60,7 +60,8 @@ class Geometry(NamedTuple):
         inside_low, inside_high = np.clip(low, 0, 1), np.clip(high, 0, 1)
         area = np.prod(high - low, axis=1)
         left = np.prod(inside_high - inside_low, axis=1)
-        visible_M = np.where(area > 0, left / np.where(area > 0, area, 1), 0)
+        exists_M = area > ROUNDING**2
+        visible_M = np.where(exists_M, left / np.where(exists_M, area, 1), 0)
         visible_M[visible_M < ROUNDING] = 0  # a box that only touches the frame's edge is outside
         found = np.concatenate([inside_low, inside_high], axis=1) * (visible_M > 0)[:, None]
         return found.astype(np.float32), visible_M.astype(np.float32)

@@ -17,7 +17,7 @@ PLAIN = dict(base_config().data.augment)
 REGIONS = {"count": 4, "min_visible": 0.25, "min_side": 0.0}
 FIT = {"resize": "longest", "interpolation": "bilinear"}
 
-unit = st.floats(0, 1)
+unit = st.integers(0, 1000).map(lambda n: n / 1000)
 boxes = st.tuples(unit, unit, unit, unit).map(
     lambda b: [min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3])]
 )
