@@ -7,7 +7,8 @@ it turns down: where most are, write those that pass once, with `clipjax data co
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.data.picture import Picture
+from clipjax.data.bad import BadRecord
+from clipjax.data.images import open_image
 from clipjax.errors import UserError
 from clipjax.registry import call
 
@@ -70,7 +71,11 @@ class Filter:
                 return False
         if self._min_side or self._max_aspect:
             images = record["image"]
-            short, long = sorted(Picture(images[0] if isinstance(images, list) else images).size)
+            several = isinstance(images, list | tuple)
+            if several and not images:
+                raise BadRecord("there is no image")
+            # Only the header; which side is up does not matter.
+            short, long = sorted(open_image(images[0] if several else images).size)
             if short < self._min_side or (self._max_aspect and long > self._max_aspect * short):
                 return False
         return True

@@ -31,6 +31,30 @@ def decode(image: Any) -> Image.Image:
     Raises:
       BadRecord: empty, truncated, not a picture, more than `MAX_PIXELS`, or an array of another shape or dtype.
     """
+    opened = open_image(image)
+    if isinstance(image, np.ndarray):
+        return opened
+    image = opened
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        transparent = image.mode in ("LA", "PA", "La") or "transparency" in image.info
+        if image.mode == "RGBA" or (image.mode == "RGB" and not transparent):
+            return image
+        if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would cut at 255
+            grey = (np.clip(np.asarray(image, np.int64), 0, 65535) + 128) // 257
+            image = Image.fromarray(grey.astype(np.uint8))
+        return image.convert("RGBA" if transparent else "RGB")
+    except Exception as error:
+        raise BadRecord("image is truncated or broken") from error
+
+
+def open_image(image: Any) -> Image.Image:
+    """The same, of which only the header has been read: any mode, and as it is stored, upright or not.
+
+    Raises:
+      BadRecord: as `decode`, but for what is truncated or broken.
+    """
     if isinstance(image, np.ndarray):
         if (
             image.dtype != np.uint8
@@ -53,18 +77,7 @@ def decode(image: Any) -> Image.Image:
         raise BadRecord("image is neither bytes, array nor picture")
     if image.width * image.height > MAX_PIXELS:
         raise BadRecord(TOO_LARGE)
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        transparent = image.mode in ("LA", "PA", "La") or "transparency" in image.info
-        if image.mode == "RGBA" or (image.mode == "RGB" and not transparent):
-            return image
-        if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would cut at 255
-            grey = (np.clip(np.asarray(image, np.int64), 0, 65535) + 128) // 257
-            image = Image.fromarray(grey.astype(np.uint8))
-        return image.convert("RGBA" if transparent else "RGB")
-    except Exception as error:
-        raise BadRecord("image is truncated or broken") from error
+    return image
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:

@@ -32,10 +32,8 @@ from clipjax.data.sources import make_source
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.errors import UserError
 
-MAX_DRAWS = (
-    20  # broken records at one place of the stream before the run is told that the data is broken
-)
-MAX_FILTERED = 1000  # the same for records that a filter turns down
+# At one place of the stream, before the run is told: broken records, and records that a filter turns down.
+MAX_DRAWS, MAX_FILTERED = 20, 1000
 SOURCE_BITS = 40  # a sample_id is (number of the source << 40) + index of the record
 
 # What is counted for each sample, in the order of its `counts`.

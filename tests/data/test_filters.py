@@ -1,11 +1,15 @@
 """What a filter lets pass, and that what it turns down is replaced from the same source and counted."""
 
+import io
 from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from test_stream import counted, make_stream
 
+from clipjax.data.bad import BadRecord
 from clipjax.data.filters import make_filter
 from clipjax.data.stream import SOURCE_BITS
 from clipjax.errors import UserError
@@ -43,6 +47,20 @@ def passes(record, **conditions):
 )
 def test_conditions(record, conditions, wanted):
     assert passes(record, **conditions) is wanted
+
+
+def test_the_size_costs_no_decoding(monkeypatch):
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, "PNG")
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert passes({"image": file.getvalue()}, min_side=30)
+    assert not passes({"image": [file.getvalue(), b""]}, min_side=31)
+
+
+@pytest.mark.parametrize("image", [[], (), b"", b"no picture", None])
+def test_a_picture_without_a_size_is_a_bad_record(image):
+    with pytest.raises(BadRecord):
+        passes({"image": image}, min_side=1)
 
 
 class Scored:
