@@ -3,13 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from clipjax.data.tokenizers.clean import check_clean, cleaner
 from clipjax.data.tokenizers.rows import (
+    OfFile,
     Rows,
     checked_id,
     checked_length,
@@ -22,7 +22,7 @@ from clipjax.packages import FILES, package_file
 FILE_NAME = "tokenizer.json"
 
 
-class HFTokenizer:
+class HFTokenizer(OfFile):
     """Tokenizer of a `tokenizer.json`, padded on the right to `length`.
 
     A text that is too long loses its own last tokens and keeps the special ones, as in transformers ("[CLS] first
@@ -112,18 +112,6 @@ class HFTokenizer:
         encodings = self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def encode(self, text: str) -> list[int]:
-        """All token ids of one text, special tokens included, neither cut nor padded."""
-        return self._rows.whole(self._ids([text])[0])
-
-    def encode_rows(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of ids as `__call__` gives, int32 [n, length], and which texts were cut, bool [n]."""
-        return self._rows.fill(self._ids(texts))
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids, int32 [n, length], cut and padded. One str is taken as a list of one."""
-        return self.encode_rows(texts)[0]
-
     def save(self, directory: Path) -> dict[str, Any]:
         """Writes the file, byte for byte, into `directory`; returns the config that `load` takes.
 
@@ -133,12 +121,6 @@ class HFTokenizer:
         save_once(directory / FILE_NAME, self._json)
         config = {"kind": self.kind, "file": FILE_NAME, "length": self.length}
         return config | {"pad_id": self.pad_id} | self._settings
-
-    @classmethod
-    def load(cls, config: dict[str, Any], directory: Path) -> Self:
-        """The tokenizer that `save` wrote into `directory`; an older version wrote fewer settings."""
-        settings = {name: value for name, value in config.items() if name not in ("kind", "file")}
-        return cls(directory / config["file"], **settings)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_tokenizer"}

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -86,3 +86,30 @@ class Rows:
                 ids = [*ids[: self.length - len(tail)], *tail]
             ids_NxL[i, : len(ids)] = ids
         return ids_NxL, cut_N
+
+
+class OfFile:
+    """A tokenizer of a file: a subclass has `_ids`, a text's own ids, and `_rows`, what becomes of them."""
+
+    _rows: Rows
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        """All token ids of one text, those of its start and end included, neither cut nor padded."""
+        return self._rows.whole(self._ids([text])[0])
+
+    def encode_rows(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of ids as `__call__` gives, int32 [n, length], and which texts were cut, bool [n]."""
+        return self._rows.fill(self._ids(texts))
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Token ids, int32 [n, length], cut and padded. One str is taken as a list of one."""
+        return self.encode_rows(texts)[0]
+
+    @classmethod
+    def load(cls, config: dict[str, Any], directory: Path) -> Self:
+        """The tokenizer that `save` wrote into `directory`; an older version may have written fewer settings."""
+        settings = {name: value for name, value in config.items() if name not in ("kind", "file")}
+        return cls(directory / config["file"], **settings)

@@ -2,19 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
-
-import numpy as np
+from typing import Any
 
 from clipjax.data.tokenizers.clean import check_clean, cleaner
-from clipjax.data.tokenizers.rows import Rows, checked_id, checked_length, checked_texts, save_once
+from clipjax.data.tokenizers.rows import (
+    OfFile,
+    Rows,
+    checked_id,
+    checked_length,
+    checked_texts,
+    save_once,
+)
 from clipjax.errors import UserError
 
 FILE_NAME = "sentencepiece.model"
 _EOS = ("none", "yes", "sticky")
 
 
-class SentencePiece:
+class SentencePiece(OfFile):
     """Tokenizer of a SentencePiece model, with the rows of big_vision's `tokenize` and `tok`.
 
     The defaults are those with which SigLIP's checkpoints are used; docs/tokenizers.md has the settings of other
@@ -78,18 +83,6 @@ class SentencePiece:
         clean, encode = cleaner(self._clean, self._repair), self._processor.encode
         return [encode(clean(text)) for text in checked_texts(texts, self.kind)]
 
-    def encode(self, text: str) -> list[int]:
-        """All token ids of one text, those of its start and end included, neither cut nor padded."""
-        return self._rows.whole(self._ids([text])[0])
-
-    def encode_rows(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of ids as `__call__` gives, int32 [n, length], and which texts were cut, bool [n]."""
-        return self._rows.fill(self._ids(texts))
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids, int32 [n, length], cut and padded. One str is taken as a list of one."""
-        return self.encode_rows(texts)[0]
-
     def save(self, directory: Path) -> dict[str, Any]:
         """Writes the model, byte for byte, into `directory`; returns the config that `load` takes.
 
@@ -107,12 +100,6 @@ class SentencePiece:
             "eos": self._eos,
             "pad_id": self.pad_id,
         }
-
-    @classmethod
-    def load(cls, config: dict[str, Any], directory: Path) -> Self:
-        """The tokenizer that `save` wrote into `directory`."""
-        settings = {name: value for name, value in config.items() if name not in ("kind", "file")}
-        return cls(directory / config["file"], **settings)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_processor"}
