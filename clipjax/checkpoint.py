@@ -172,6 +172,12 @@ def unpack_tokenizer(packed: Mapping[str, Any]) -> Tokenizer:
         return load_tokenizer(packed["config"], Path(folder))
 
 
+def with_length(tokenizer: Tokenizer, length: int) -> Tokenizer:
+    """The same tokenizer with rows of another length."""
+    packed = pack_tokenizer(tokenizer)
+    return unpack_tokenizer(packed | {"config": packed["config"] | {"length": length}})
+
+
 def newest(folder: Path | epath.Path) -> int | None:
     """Samples of the newest whole checkpoint in a `checkpoints` folder; None if there is none, or no folder.
 
@@ -190,18 +196,29 @@ def find(path: Path | str) -> epath.Path:
     Raises:
       UserError: nothing is there, or what is there is no checkpoint of clipjax.
     """
-    root = epath.Path(path).absolute()
-    if not root.exists():
+    if not epath.Path(path).exists():
         raise UserError(f"There is no checkpoint at {str(path)!r}.")
+    found = _find(path)
+    if found is None:
+        raise UserError(
+            f"{str(path)!r} is no clipjax checkpoint: it should be a run's workdir, or a folder in its 'checkpoints'."
+        )
+    return found
+
+
+def is_checkpoint(path: Path | str) -> bool:
+    """Whether `find` would find something."""
+    return _find(path) is not None
+
+
+def _find(path: Path | str) -> epath.Path | None:
+    root = epath.Path(path).absolute()
     for folder in (root / "checkpoints", root):
         samples = newest(folder)
         if samples is not None:
             return folder / str(samples)
-    if root.is_dir() and (root / "meta").exists() and (root / "params").exists():
-        return root
-    raise UserError(
-        f"{str(path)!r} is no clipjax checkpoint: it should be a run's workdir, or a folder in its 'checkpoints'."
-    )
+    whole = root.is_dir() and (root / "meta").exists() and (root / "params").exists()
+    return root if whole else None
 
 
 @contextlib.contextmanager
@@ -242,28 +259,43 @@ def read_params(path: epath.Path, wanted: Any) -> Any:
     with _readable(path), ocp.StandardCheckpointer() as reader:
         check_shapes(ocp.StandardCheckpointHandler().metadata(folder), wanted, str(path))
         params = reader.restore(folder, wanted)
-    train = path / "train"
     flat = rules.paths(wanted)
-    with _readable(path), ocp.PyTreeCheckpointer() as reader:
-        saved = ocp.PyTreeCheckpointHandler().metadata(train).tree
-        averaged = saved.get("ema") or {}
-        if not averaged:
-            return params
-        item = {"ema": {p: flat[p] for p in averaged}}
-        arguments = jax.tree.map(
-            lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), item
-        )
-        ema = reader.restore(
-            train, args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True)
-        )
-    return rules.tree(rules.paths(params) | ema["ema"])
+    averaged = averaged_paths(path)
+    if not averaged:
+        return params
+    return rules.tree(rules.paths(params) | read_average(path, {p: flat[p] for p in averaged}))
 
 
-def read_all_params(path: epath.Path) -> Any:
-    """Parameters of the checkpoint directory `path` as they are, whole on one device, average included."""
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def parameter_metadata(path: epath.Path) -> Any:
+    """The tree of the parameters in the checkpoint directory `path`, things with a shape and a dtype."""
     with _readable(path):
-        tree = ocp.StandardCheckpointHandler().metadata(path / "params").tree
-    return read_params(
-        path, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree)
+        return ocp.StandardCheckpointHandler().metadata(path / "params").tree
+
+
+def averaged_paths(path: epath.Path) -> frozenset[str]:
+    """The parameters of which the checkpoint directory `path` has averages (EMA)."""
+    train = path / "train"
+    if not train.exists():  # converted from another format
+        return frozenset()
+    with _readable(path):
+        saved = ocp.PyTreeCheckpointHandler().metadata(train).tree
+    return frozenset(saved.get("ema") or ())
+
+
+def read_average(path: epath.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Averages by parameter path; `wanted` has their shapes, dtypes and shardings."""
+    return _read_part(path, path / "train", {"ema": dict(wanted)})["ema"]
+
+
+def read_some(path: epath.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Some parameters by path, without what a run averaged; `wanted` has their shapes, dtypes and shardings."""
+    return rules.paths(_read_part(path, path / "params", rules.tree(wanted)))
+
+
+def _read_part(path: epath.Path, item: epath.Path, wanted: Any) -> Any:
+    arguments = jax.tree.map(
+        lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), wanted
     )
+    how = ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True)
+    with _readable(path), ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(item, args=how)

@@ -1,4 +1,4 @@
-"""The command line: `clipjax train | eval | embed | show | plan | data`. It only parses arguments."""
+"""The command line: `clipjax train | eval | embed | convert | show | plan | data`. It only parses arguments."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.command} takes no --config.* overrides")
     settle_simulated_devices()
-    if argv is None and args.command not in ("show", "plan", "data"):
+    if argv is None and args.command not in ("show", "plan", "data", "convert"):
         restart_with_huge_pages()
     # Orbax tells on standard error how long it waited and the like; its errors still show.
     logging.set_verbosity(logging.ERROR)
@@ -65,7 +65,10 @@ def _parser() -> argparse.ArgumentParser:
 
     embed = commands.add_parser("embed", help="embed pictures and texts")
     embed.add_argument(
-        "--checkpoint", required=True, metavar="PATH", help="a workdir or one checkpoint"
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="a workdir, or a checkpoint of any format",
     )
     embed.add_argument("--images", metavar="GLOB", help="picture files, such as 'photos/**/*.jpg'")
     embed.add_argument("--texts", metavar="FILE", help="one text a line")
@@ -74,6 +77,38 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-bad", action="store_true", help="leave out, and list, pictures that cannot be read"
     )
     embed.set_defaults(run=_embed)
+
+    change = commands.add_parser(
+        "convert",
+        help="a checkpoint of one format as one of another; docs/checkpoints.md lists them",
+    )
+    change.add_argument(
+        "--source",
+        required=True,
+        metavar="PATH",
+        help="a file, a directory, a workdir, hf-hub:NAME",
+    )
+    change.add_argument("--target", required=True, metavar="DIR", help="where it goes; must be new")
+    change.add_argument(
+        "--from", dest="form", metavar="FORMAT", help="default: recognised by its content"
+    )
+    change.add_argument("--to", default="clipjax", metavar="FORMAT", help="default: clipjax")
+    change.add_argument(
+        "--model", metavar="NAME", help="the architecture, for weights that do not say it"
+    )
+    change.add_argument(
+        "--tokenizer", metavar="FILE", help="for checkpoints that come without a tokenizer"
+    )
+    change.add_argument("--dtype", metavar="DTYPE", help="of all parameters; default: as they are")
+    change.add_argument("--size", type=int, metavar="PX", help="of pictures; resamples positions")
+    change.add_argument("--length", type=int, metavar="N", help="of texts; resamples positions")
+    change.add_argument(
+        "--mesh", metavar="AXIS=N,...", help="write in the pieces that such a mesh reads: fsdp=8"
+    )
+    change.add_argument(
+        "--max-shard-size", metavar="SIZE", help="several files of at most this size, such as 5GB"
+    )
+    change.set_defaults(run=_change)
 
     show = commands.add_parser(
         "show", help="print a config, its parameters and its FLOPs; trains nothing"
@@ -293,6 +328,29 @@ def _embed(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from clipjax.commands import embed
 
     return embed(args.checkpoint, args.images, args.texts, args.output, skip_bad=args.skip_bad)
+
+
+def _change(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    del overrides
+    from clipjax.convert.arguments import byte_count, mesh_sizes
+
+    mesh = mesh_sizes(args.mesh)
+    from clipjax.convert.command import convert
+    from clipjax.convert.formats import Options
+    from clipjax.convert.tokenizer_option import section
+
+    return convert(
+        args.source,
+        args.target,
+        form=args.form,
+        to=args.to,
+        options=Options(args.model, section(args.tokenizer)),
+        dtype=args.dtype,
+        size=args.size,
+        length=args.length,
+        mesh=mesh,
+        max_shard_bytes=byte_count(args.max_shard_size),
+    )
 
 
 def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> int:

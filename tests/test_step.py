@@ -76,7 +76,8 @@ def test_the_encoder_multiplies_as_the_step_does(field):
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
     encoder = Encoder(parts.model, config, tokenizer, mesh, batch_size=2)
     params = abstract_state(parts.model, config, parts.optimizer, mesh).params
-    program = jax.make_jaxpr(encoder._encode[field])(params, example_batch(config.model)[field])
+    batch = {field: example_batch(config.model)[field]}
+    program = jax.make_jaxpr(encoder._encode[field])(params, batch)
     found = list(products(program.jaxpr))
     assert len(found) > 4
     assert all(full(equation) for equation in found)

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clipjax.convert.tables import CONV, DEPTHWISE, POINTWISE, KeyTable, Row, Transform
-from clipjax.convert.torch_legacy import read_legacy
+from clipjax.convert.files import open_tensors, read_all
+from clipjax.convert.layouts import CONV, DEPTHWISE, POINTWISE, Layout
+from clipjax.convert.tables import KeyTable, Row
 from clipjax.models.efficientnet import EfficientNetLite0
 from clipjax.packages import package_file
 
 
-def _conv_norm(conv: str, norm: str, target: str, layout: Transform) -> list[Row]:
+def _conv_norm(conv: str, norm: str, target: str, layout: Layout) -> list[Row]:
     """The rows of a convolution and of the batch normalisation after it."""
     names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     return [
@@ -57,4 +58,5 @@ def load_efficientnet_lite0() -> dict[str, Any]:
     """
     pixels = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     expected = jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), pixels)["params"]
-    return TABLE.to_params(read_legacy(package_file("efficientnet-lite0")), expected)
+    weights = read_all(open_tensors(package_file("efficientnet-lite0")).tensors)
+    return TABLE.to_params(weights, expected)

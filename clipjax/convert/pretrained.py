@@ -1,23 +1,25 @@
 """Start a part of a model from pretrained weights: the `init` section of a config.
 
 `config.init = {"image": "efficientnet_lite0", "text": "runs/other"}` fills the subtree of the parameters under each
-key, from a tower that a Python package ships or from a clipjax checkpoint. The key "" is the whole model. Every
-parameter of the subtree must be there with its shape.
+key, from a tower that a Python package ships or from a checkpoint of any format that clipjax reads (`clipjax.load`
+takes the same paths). The key "" is the whole model. Every parameter of the subtree must be there with its shape.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
 from clipjax import checkpoint, registry, rules
+from clipjax.convert import hub
+from clipjax.convert.source import open_source
 from clipjax.errors import UserError
 
 TOWERS = {
     "efficientnet_lite0": "clipjax.convert.efficientnet_lite:load_efficientnet_lite0",
     "minilm_l6": "clipjax.convert.minilm:load_minilm_l6",
+    "multilingual_e5_small": "clipjax.convert.e5:load_multilingual_e5_small",
 }
 
 
@@ -25,7 +27,7 @@ def load_pretrained(init: Mapping[str, str], shapes: Mapping[str, Any]) -> dict[
     """Flat path -> array of everything that `init` names.
 
     Args:
-      init: part of the model -> name of a tower in `TOWERS`, or path of a clipjax checkpoint.
+      init: part of the model -> name of a tower in `TOWERS`, or path of a checkpoint.
       shapes: the model's parameters as ShapeDtypeStructs.
 
     Raises:
@@ -53,16 +55,17 @@ def _from_package(name: str) -> Any:
 
 
 def _from_checkpoint(path: str, part: str) -> Any:
-    if not epath.Path(path).exists():
+    if not path.startswith(hub.PREFIX) and not epath.Path(path).exists():
         raise UserError(
             f"config.init[{part!r}] = {path!r} is neither a checkpoint nor a pretrained tower"
             f"{registry.nearest(path, TOWERS)}."
         )
-    params = checkpoint.read_all_params(checkpoint.find(path))
-    for key in filter(None, part.split("/")):
-        if key not in params:
-            raise UserError(
-                f"The checkpoint {path!r} has no part {part!r}{registry.nearest(key, params)}."
-            )
-        params = params[key]
-    return jax.tree.map(np.asarray, params)
+    params = open_source(path).params
+    prefix = f"{part}/" if part else ""
+    found = {p.removeprefix(prefix): t for p, t in params.items() if p.startswith(prefix)}
+    if not found:
+        parts = sorted({p.split("/")[0] for p in params})
+        raise UserError(
+            f"The checkpoint {path!r} has no part {part!r}{registry.nearest(part, parts)}."
+        )
+    return rules.tree({p: tensor.read() for p, tensor in found.items()})

@@ -90,6 +90,11 @@ def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 25
 
 def check_fit(resize: str, interpolation: str) -> None:
     """Refuses unknown settings of `fit` with the nearest right name."""
+    if resize == "naflex":
+        raise UserError(
+            "preprocess.resize='naflex' makes pictures of any shape, which can be embedded but not trained on; "
+            f"for training choose one of {', '.join(map(repr, RESIZES))}."
+        )
     if resize not in RESIZES:
         raise UserError(f"preprocess.resize cannot be {resize!r}{nearest(resize, RESIZES)}.")
     if interpolation not in INTERPOLATIONS:

@@ -1,7 +1,8 @@
 """How pictures are prepared: the settings of well-known families, and of a checkpoint's own description.
 
 A preset is what two sections of a config say together: `preprocess` (resize, interpolation) and the model's channel
-statistics (mean, std). Training views use the interpolation and, with data.augment.crop="fit", the resize.
+statistics (mean, std). Training views use the interpolation and, with data.augment.crop="fit", the resize. The resize
+"naflex" (clipjax.data.naflex: pictures of any shape, for embedding only) is there beside those of `images.fit`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from clipjax.data.images import check_fit
+from clipjax.data.images import INTERPOLATIONS, check_fit
 from clipjax.errors import UserError
 from clipjax.registry import nearest
 
@@ -19,7 +20,17 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
 # Pillow's numbers, which Hugging Face's preprocessor_config.json holds.
-_RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_RESAMPLE = {int(method): name for name, method in INTERPOLATIONS.items()}
+_NUMBER = {name: number for number, name in _RESAMPLE.items()}
+
+# What transformers calls the processors of whole models, by model type. Theirs decide how a directory is read.
+_PROCESSORS = {
+    "clip": "CLIPProcessor",
+    "metaclip_2": "CLIPProcessor",
+    "siglip": "SiglipProcessor",
+    "siglip2": "Siglip2Processor",
+}
+_INTERPOLATIONS_OF_OPEN_CLIP = ("bicubic", "bilinear")
 
 
 class Preset(NamedTuple):
@@ -29,6 +40,13 @@ class Preset(NamedTuple):
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Preset":
+        """What a run's config says: the inverse of `apply`."""
+        preprocess, model = config["preprocess"], config["model"]
+        statistics = tuple(model["mean"]), tuple(model["std"])
+        return cls(preprocess["resize"], preprocess["interpolation"], *statistics)
 
     def apply(self, config: ConfigDict) -> None:
         """Sets `preprocess` and the model's statistics of a run's config."""
@@ -83,7 +101,10 @@ def from_open_clip(config: Mapping[str, Any]) -> tuple[Preset, int | None]:
 
 
 def from_hugging_face(config: Mapping[str, Any]) -> tuple[Preset, int | None]:
-    """A checkpoint's preset and size, from its preprocessor_config.json (CLIP's and SigLIP's image processors).
+    """A checkpoint's preset and size, from its preprocessor_config.json.
+
+    Those of CLIP, DINOv2 (`BitImageProcessor`), SigLIP, and SigLIP 2's NaFlex, whose size is None and whose number of
+    patches is `naflex_patches(config)`.
 
     Raises:
       UserError: something in it that clipjax does not do.
@@ -95,6 +116,8 @@ def from_hugging_face(config: Mapping[str, Any]) -> tuple[Preset, int | None]:
             raise UserError(f"{what} says {step} = false, which clipjax does not do.")
     if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
         raise UserError(f"{what}: a rescale_factor of {config['rescale_factor']} is not supported.")
+    if is_naflex(config):
+        return _checked("naflex", _interpolation(config, 2, what), *_half(config), what), None
     if isinstance(size, Mapping) and "shortest_edge" in size:
         resize, side = "shortest", size["shortest_edge"]
     elif isinstance(size, Mapping) and {"height", "width"} <= size.keys():
@@ -115,20 +138,123 @@ def from_hugging_face(config: Mapping[str, Any]) -> tuple[Preset, int | None]:
         raise UserError(
             f"{what} resizes the shorter side and crops nothing: pictures of many sizes."
         )
-    number = config.get("resample", 3)
-    if number not in _RESAMPLE:
-        raise UserError(f"{what}: the resample {number!r} is not supported.")
     return _checked(
         resize,
-        _RESAMPLE[number],
+        _interpolation(config, 3, what),
         config.get("image_mean") or CLIP_MEAN,
         config.get("image_std") or CLIP_STD,
         what,
     ), side
 
 
+def is_naflex(config: Mapping[str, Any]) -> bool:
+    """Whether a preprocessor_config.json is that of `Siglip2ImageProcessor`: pictures of any shape."""
+    named = str(config.get("image_processor_type", ""))
+    return named.startswith("Siglip2ImageProcessor") or "max_num_patches" in config
+
+
+def naflex_patches(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(side of a patch in pixels, highest number of patches) of such a preprocessor_config.json."""
+    return int(config.get("patch_size", 16)), int(config.get("max_num_patches", 256))
+
+
+def to_open_clip(preset: Preset, size: int) -> dict[str, Any]:
+    """The `preprocess_cfg` of an open_clip_config.json, for pictures of `size` px.
+
+    Raises:
+      UserError: a preset that open_clip does not have.
+    """
+    if preset.resize == "naflex":
+        raise UserError("open_clip has no pictures of any shape (preprocess.resize='naflex').")
+    if preset.interpolation not in _INTERPOLATIONS_OF_OPEN_CLIP:
+        raise UserError(
+            f"open_clip has no preprocess.interpolation={preset.interpolation!r}; it has "
+            f"{' and '.join(map(repr, _INTERPOLATIONS_OF_OPEN_CLIP))}."
+        )
+    return {
+        "size": [size, size],
+        "mode": "RGB",
+        "mean": list(preset.mean),
+        "std": list(preset.std),
+        "interpolation": preset.interpolation,
+        "resize_mode": preset.resize,
+        "fill_color": 255 if preset.resize == "longest" else 0,
+    }
+
+
+def to_hugging_face(
+    preset: Preset,
+    size: int,
+    model_type: str,
+    patch: int | None = None,
+    max_patches: int | None = None,
+) -> dict[str, Any]:
+    """The preprocessor_config.json with which transformers' `AutoImageProcessor` prepares pictures as the preset does.
+
+    Args:
+      preset: how pictures are prepared.
+      size: of the model's pictures in px; not used with "naflex".
+      model_type: of the config.json beside it.
+      patch: side of a patch in px, for "naflex".
+      max_patches: highest number of patches of a picture, for "naflex".
+
+    Raises:
+      UserError: the preset fits the longer side, which transformers' image processors do not do.
+    """
+    described: dict[str, Any]
+    if preset.resize == "naflex":
+        described = {
+            "image_processor_type": "Siglip2ImageProcessor",
+            "max_num_patches": max_patches,
+            "patch_size": patch,
+        }
+    elif preset.resize == "squash":
+        described = {
+            "image_processor_type": "SiglipImageProcessor",
+            "size": {"height": size, "width": size},
+        }
+    elif preset.resize == "shortest":
+        dino = model_type.startswith("dinov2")
+        described = {
+            "image_processor_type": "BitImageProcessor" if dino else "CLIPImageProcessor",
+            "size": {"shortest_edge": size},
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+        }
+    else:
+        raise UserError(
+            f"transformers has no image processor for preprocess.resize={preset.resize!r}; write open_clip's format, "
+            "or choose 'shortest' or 'squash'."
+        )
+    described |= {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": _NUMBER[preset.interpolation],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preset.mean),
+        "image_std": list(preset.std),
+    }
+    if model_type in _PROCESSORS:
+        described["processor_class"] = _PROCESSORS[model_type]
+    return described
+
+
+def _interpolation(config: Mapping[str, Any], default: int, what: str) -> str:
+    number = config.get("resample", default)
+    if number not in _RESAMPLE:
+        raise UserError(f"{what}: the resample {number!r} is not supported.")
+    return _RESAMPLE[number]
+
+
+def _half(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    return config.get("image_mean") or HALF, config.get("image_std") or HALF
+
+
 def _checked(resize: str, interpolation: str, mean: Any, std: Any, what: str) -> Preset:
-    check_fit(resize, interpolation)
+    if resize != "naflex":
+        check_fit(resize, interpolation)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3:
             raise UserError(f"{what}: the {name} {values!r} must be three numbers.")

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,13 +18,19 @@ from clipjax.platform import target_platform
 
 IMAGE_TOWERS = {
     "vit": "clipjax.models.image:ViT",
+    "resnet": "clipjax.models.resnet:ResNet",
     "efficientnet_lite0": "clipjax.models.efficientnet:EfficientNetLite0",
 }
 TEXT_TOWERS = {
     "transformer": "clipjax.models.text:TextTransformer",
     "bert": "clipjax.models.bert:Bert",
 }
-MODELS = {"dual_encoder": "clipjax.models.dual_encoder:DualEncoder"}
+TOWERS = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}
+MODELS = {
+    "dual_encoder": "clipjax.models.dual_encoder:DualEncoder",
+    "image_encoder": "clipjax.models.single:ImageEncoder",
+    "text_encoder": "clipjax.models.single:TextEncoder",
+}
 
 # Set once for the whole model in its own section, and handed to both towers.
 _DTYPES = ("dtype", "param_dtype")
@@ -45,7 +51,7 @@ def section(kind: str, table: Mapping[str, str], what: str, **settings: Any) -> 
     fields = {
         f.name: None if f.default is dataclasses.MISSING else f.default
         for f in dataclasses.fields(module)
-        if f.name not in ("parent", "name", "image", "text", *shared)
+        if f.name not in ("parent", "name", *TOWERS, *shared)
     }
     if table is MODELS:
         fields |= {k: default for k, (_, default) in _HOW.items()}
@@ -73,15 +79,36 @@ def model_section(
     kind: str = "dual_encoder",
     **settings: Any,
 ) -> ConfigDict:
-    """Section `config.model`, with its towers.
+    """Section `config.model`, with the towers that the kind of model has: given, or with their defaults.
 
     `dtype` "auto" is bfloat16 on accelerators and float32 on CPU; `attention` is one of `attention.IMPLEMENTATIONS`,
     `quantize` None or a kind of `quantize.KINDS`; all three are for both towers. See docs/precision.md.
+
+    Raises:
+      UserError: no such kind or setting, or a tower that this kind of model has no place for.
     """
     result = section(kind, MODELS, "model", **({"dtype": "auto"} | settings))
-    result.image = image_section() if image is None else image
-    result.text = text_section() if text is None else text
+    given = {"image": image, "text": text}
+    parts = _towers(kind)
+    for part in parts:
+        default = image_section if part == "image" else text_section
+        result[part] = default() if given[part] is None else given[part]
+    _check_towers(kind, [part for part, tower in given.items() if tower is not None], parts)
     return result
+
+
+def _towers(kind: str) -> list[str]:
+    """Which towers a kind of model has."""
+    fields = [f.name for f in dataclasses.fields(registry.lookup(kind, MODELS, "model"))]
+    return [part for part in TOWERS if part in fields]
+
+
+def _check_towers(kind: str, given: Iterable[str], parts: Iterable[str]) -> None:
+    for part in given:
+        if part not in parts:
+            raise UserError(
+                f"The model {kind!r} has no {part} tower; leave config.model.{part} out."
+            )
 
 
 def compute_dtype(name: str) -> str:
@@ -118,7 +145,10 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
             f"{registry.nearest(how['attention'], IMPLEMENTATIONS)}."
         )
     quantize.check(how["quantize"])
-    apart = ("image", "text", "kind", *_HOW)
+    kind = config["kind"]
+    parts = _towers(kind)
+    _check_towers(kind, [part for part in TOWERS if part in config], parts)
+    apart = (*TOWERS, "kind", *_HOW)
     settings = {k: v for k, v in dict(config).items() if k not in apart}
     settings["dtype"] = compute_dtype(settings["dtype"])
     if settings["param_dtype"] not in _FLOATS:
@@ -128,10 +158,12 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
     dtypes = {k: settings[k] for k in _DTYPES}
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
-    def tower(part: str, table: Mapping[str, str]) -> nn.Module:
+    def tower(part: str) -> nn.Module:
+        if part not in config:
+            raise UserError(f"The model {config['kind']!r} needs a section config.model.{part}.")
         options = dict(config[part])
         kind = options.pop("kind")
-        module = registry.lookup(kind, table, f"{part} tower")
+        module = registry.lookup(kind, TOWERS[part], f"{part} tower")
         fields = {f.name for f in dataclasses.fields(module)}
         if how["quantize"] is not None and "quantize" not in fields:
             raise UserError(
@@ -140,8 +172,7 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
         given = dtypes | {n: how[k] for k, (n, _) in _HOW.items() if n in fields}
         return registry.call(module, options, f"The {part} tower {kind!r}", **given)
 
-    towers = {"image": tower("image", IMAGE_TOWERS), "text": tower("text", TEXT_TOWERS)}
-    kind = config["kind"]
+    towers = {part: tower(part) for part in parts}
     return registry.call(
         registry.lookup(kind, MODELS, "model"), settings, f"The model {kind!r}", **towers
     )
@@ -149,9 +180,10 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
 
 def example_batch(config: Mapping[str, Any], size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a batch that `make_model(config)` takes."""
-    side, length = config["image"]["size"], config["text"]["length"]
-    return {
-        "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),
-        "text": jax.ShapeDtypeStruct((size, length), jnp.int32),
-        "sample_seed": jax.ShapeDtypeStruct((size,), jnp.uint32),
-    }
+    batch = {}
+    if "image" in config:
+        side = config["image"]["size"]
+        batch["image"] = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
+    if "text" in config:
+        batch["text"] = jax.ShapeDtypeStruct((size, config["text"]["length"]), jnp.int32)
+    return batch | {"sample_seed": jax.ShapeDtypeStruct((size,), jnp.uint32)}

@@ -7,6 +7,8 @@ from jax.extend import backend
 
 from clipjax.errors import UserError
 from clipjax.models.layers import Dense, LayerNorm, matmul, parameter
+from clipjax.models.options import BlockOptions
+from clipjax.models.rope import rotate
 from clipjax.platform import target_platform
 
 IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn", "splash")
@@ -185,66 +187,67 @@ class SelfAttention(nn.Module):
     """Self-attention with one fused query-key-value kernel of shape [W, 3, H, d].
 
     Attributes:
-      heads: number of heads, a divisor of the width.
-      qk_norm: LayerNorm over each head's queries and keys (Dehghani et al. 2023, ViT-22B, section 2.1).
-      out_std: standard deviation of the output kernel's initialisation.
-      causal: whether a token sees only itself and those before it.
-      attention_impl: what computes it, one of `IMPLEMENTATIONS`.
-      quantize: see `layers.matmul`; for the two projections.
+      options: of the block; all but the MLP's count.
+      out_std: standard deviation of the output kernel's initialisation; None: W ** -0.5.
     """
 
-    heads: int
-    qk_norm: bool = False
+    options: BlockOptions
     out_std: float | None = None
-    eps: float = 1e-5
-    causal: bool = False
-    attention_impl: str = "einsum"
-    quantize: str | None = None
-    dtype: str = "float32"
-    param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x_BxNxW: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """[B, N, W] -> [B, N, W]; `mask` as in `dot_product_attention`."""
+    def __call__(
+        self,
+        x_BxNxW: jax.Array,
+        mask: jax.Array | None = None,
+        rotation: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, N, W] -> [B, N, W]; `mask` as in `dot_product_attention`, `rotation` a table for `rope.rotate`."""
+        o = self.options
         *_, width = x_BxNxW.shape
-        size = head_size(width, self.heads)
-        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        size = head_size(width, o.heads)
         kernel = parameter(
             self,
             "qkv_kernel",
             nn.initializers.normal(width**-0.5),
-            (width, 3, self.heads, size),
+            (width, 3, o.heads, size),
             ("embed", None, "heads", None),
-            self.param_dtype,
-        )
-        bias = parameter(
-            self,
-            "qkv_bias",
-            nn.initializers.zeros,
-            (3, self.heads, size),
-            (None, "heads", None),
-            self.param_dtype,
+            o.param_dtype,
         )
         # Heads first: split by heads (the `tensor` axis), the flattened kernel stays split.
         qkv = matmul(
-            x_BxNxW.astype(self.dtype),
-            kernel.astype(self.dtype).swapaxes(1, 2).reshape(width, 3 * width),
-            self.quantize,
+            x_BxNxW.astype(o.dtype),
+            kernel.astype(o.dtype).swapaxes(1, 2).reshape(width, 3 * width),
+            o.quantize,
         )
-        qkv = qkv + bias.astype(self.dtype).swapaxes(0, 1).reshape(3 * width)
-        qkv_BxNxHx3xd = qkv.reshape(*x_BxNxW.shape[:-1], self.heads, 3, size)
+        if o.qkv_bias:
+            bias = parameter(
+                self,
+                "qkv_bias",
+                nn.initializers.zeros,
+                (3, o.heads, size),
+                (None, "heads", None),
+                o.param_dtype,
+            )
+            if not o.key_bias:
+                bias = bias.at[1].set(0.0)
+            qkv = qkv + bias.astype(o.dtype).swapaxes(0, 1).reshape(3 * width)
+        qkv_BxNxHx3xd = qkv.reshape(*x_BxNxW.shape[:-1], o.heads, 3, size)
         query, key, value = (qkv_BxNxHx3xd[..., i, :] for i in range(3))
-        if self.qk_norm:
-            query = LayerNorm(self.eps, name="query_norm", **dtypes)(query)
-            key = LayerNorm(self.eps, name="key_norm", **dtypes)(key)
+        if o.qk_norm:
+            query = LayerNorm(o.eps, name="query_norm", **o.dtypes)(query)
+            key = LayerNorm(o.eps, name="key_norm", **o.dtypes)(key)
+        if rotation is not None:
+            query, key = (rotate(x, rotation, o.rotation) for x in (query, key))
         y = dot_product_attention(
-            query, key, value, mask, causal=self.causal, implementation=self.attention_impl
-        )
+            query, key, value, mask, causal=o.causal, implementation=o.attention_impl
+        ).reshape(x_BxNxW.shape)
+        if o.attention_norm:
+            y = LayerNorm(o.eps, name="norm", **o.dtypes)(y)
         return Dense(
             width,
             ("heads", "embed"),
             self.out_std or width**-0.5,
-            quantize=self.quantize,
+            quantize=o.quantize,
             name="out",
-            **dtypes,
-        )(y.reshape(x_BxNxW.shape))
+            **o.dtypes,
+        )(y)

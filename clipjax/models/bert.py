@@ -1,6 +1,4 @@
-"""BERT text tower (Devlin et al. 2019): post-norm encoder with learned positions and exact GELU."""
-
-from typing import Any
+"""BERT text tower (Devlin et al. 2019) and its like: RoBERTa, XLM-RoBERTa, sentence encoders made from them."""
 
 import flax.linen as nn
 import jax
@@ -8,10 +6,12 @@ import jax.numpy as jnp
 
 from clipjax.errors import UserError
 from clipjax.models.attention import dot_product_attention, head_size
-from clipjax.models.layers import Dense, activation
+from clipjax.models.layers import Dense, LayerNorm, activation, parameter
 from clipjax.models.lookup import lookup
+from clipjax.registry import nearest
 
 INIT_STD = 0.02
+POOLS = ("mean", "class", "pooler")
 
 
 class SelfAttention(nn.Module):
@@ -20,14 +20,15 @@ class SelfAttention(nn.Module):
     heads: int
     attention_impl: str = "einsum"
     quantize: str | None = None
-    dtype: Any = jnp.float32
+    dtype: str = "float32"
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:
         """Maps [B, L, W] to [B, L, W]; keys where the mask is False get no weight."""
         batch, length, width = x_BxLxW.shape
 
-        how = dict(quantize=self.quantize, dtype=self.dtype)
+        how = dict(quantize=self.quantize, dtype=self.dtype, param_dtype=self.param_dtype)
 
         def project(name: str) -> jax.Array:
             y = Dense(width, ("embed", "heads"), INIT_STD, name=name, **how)(x_BxLxW)
@@ -50,37 +51,47 @@ class Layer(nn.Module):
     heads: int
     mlp_dim: int
     norm_epsilon: float
+    activation: str = "gelu"
     attention_impl: str = "einsum"
     quantize: str | None = None
-    dtype: Any = jnp.float32
+    dtype: str = "float32"
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:
         """Maps [B, L, W] to [B, L, W]."""
         width = x_BxLxW.shape[-1]
-        how = dict(quantize=self.quantize, dtype=self.dtype)
+        how = dict(quantize=self.quantize, dtype=self.dtype, param_dtype=self.param_dtype)
         y = SelfAttention(self.heads, attention_impl=self.attention_impl, name="attention", **how)(
             x_BxLxW, mask_BxL
         )
-        x = nn.LayerNorm(self.norm_epsilon, dtype=jnp.float32, name="attention_norm")(x_BxLxW + y)
+        x = self._norm("attention_norm")(x_BxLxW + y)
         y = Dense(self.mlp_dim, ("embed", "mlp"), INIT_STD, name="mlp_in", **how)(x)
-        y = activation("gelu")(y)
+        y = activation(self.activation)(y)
         y = Dense(width, ("mlp", "embed"), INIT_STD, name="mlp_out", **how)(y)
-        return nn.LayerNorm(self.norm_epsilon, dtype=jnp.float32, name="mlp_norm")(x + y)
+        return self._norm("mlp_norm")(x + y)
+
+    def _norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.norm_epsilon, "float32", self.param_dtype, name=name)
 
 
 class Bert(nn.Module):
-    """BERT encoder without a pooler; the defaults are all-MiniLM-L6-v2, 22.6 M parameters.
+    """Post-norm encoder with learned positions; the defaults are all-MiniLM-L6-v2, 22.6 M parameters.
 
     Token ids equal to `pad_id` are masked out of attention and pooling. Every token has type 0, as
     single sentences do. Layers are unrolled: on a CPU a scan over them costs a fifth of the speed.
 
     Attributes:
-        length: tokens of the texts that the pipeline makes, at most `max_positions`.
+        length: tokens of the texts that the pipeline makes, at most `max_positions - position_offset`.
+        max_positions: rows of the position table.
+        position_offset: 0 counts positions from the start of the row (BERT). RoBERTa and XLM-R count
+            tokens that are not padding, and the first one has position `pad_id + 1`: give that.
         norm_epsilon: of every layer norm.
+        activation: of the MLPs, a name in clipjax/models/activations.py.
+        pool: "mean" over the tokens that are not padding, "class" (the first token), or "pooler", a
+            dense layer and tanh over the first token (BERT's own, for its next-sentence task).
         attention_impl, quantize: see clipjax/models/attention.py and quantize.py.
         dtype: of the matrix products; norms, softmax and outputs are float32.
-        param_dtype: every tower takes it; the parameters of this one are always float32.
     """
 
     length: int = 128
@@ -90,13 +101,16 @@ class Bert(nn.Module):
     heads: int = 12
     mlp_dim: int = 1536
     max_positions: int = 512
+    position_offset: int = 0
     type_vocab: int = 2
     pad_id: int = 0
     norm_epsilon: float = 1e-12
+    activation: str = "gelu"
+    pool: str = "mean"
     attention_impl: str = "einsum"
     quantize: str | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: str = "float32"
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -109,48 +123,75 @@ class Bert(nn.Module):
         """Embeds token ids.
 
         Args:
-            text_BxL: int32; L at most `max_positions`.
+            text_BxL: int32; L at most `max_positions - position_offset`.
             mask: bool [B, L], False where nobody may attend, on top of the padding.
             sample_seed: not used; every tower takes it.
 
         Returns:
-            (pooled [B, W], the mean over the tokens that are not padding, and tokens [B, L, W]),
-            both float32. A row of nothing but padding pools to zeros.
+            (pooled [B, W] and tokens [B, L, W]), both float32. A row of nothing but padding has a
+            mean of zeros.
 
         Raises:
-            UserError: if L exceeds `max_positions` or `heads` does not divide `width`.
+            UserError: if L is too large, `heads` does not divide `width`, or there is no such `pool`
+                or `activation`.
         """
         del sample_seed
-        head_size(self.width, self.heads)
-        length = text_BxL.shape[1]
-        if length > self.max_positions:
-            raise UserError(
-                f"The text tower takes at most {self.max_positions} tokens, not {length}."
-            )
-
-        def table(name: str, rows: int, axis: str | None = None) -> jax.Array:
-            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
-            return self.param(name, init, (rows, self.width), jnp.float32)
-
-        tokens = table("token_embedding", self.vocab_size, "vocab")
-        positions = table("position_embedding", self.max_positions)
-        types = table("type_embedding", self.type_vocab)
-        x = lookup(tokens, text_BxL) + positions[:length] + types[0]
-        x = nn.LayerNorm(self.norm_epsilon, dtype=jnp.float32, name="embedding_norm")(x)
-        mask_BxL = text_BxL != self.pad_id
-        if mask is not None:
-            mask_BxL = mask_BxL & mask
+        self._check(text_BxL.shape[1])
+        not_padding_BxL = text_BxL != self.pad_id
+        mask_BxL = not_padding_BxL if mask is None else not_padding_BxL & mask
+        x = self._embed(text_BxL, not_padding_BxL)
+        how = dict(quantize=self.quantize, dtype=self.dtype, param_dtype=self.param_dtype)
         for index in range(self.depth):
             layer = Layer(
                 self.heads,
                 self.mlp_dim,
                 self.norm_epsilon,
+                self.activation,
                 self.attention_impl,
-                self.quantize,
-                self.dtype,
                 name=f"layer_{index}",
+                **how,
             )
             x = layer(x, mask_BxL)
-        weight_BxLx1 = mask_BxL[..., None].astype(jnp.float32)
-        count_Bx1 = jnp.maximum(weight_BxLx1.sum(axis=1), 1)
-        return (x * weight_BxLx1).sum(axis=1) / count_Bx1, x
+        return self._pool(x, mask_BxL), x
+
+    def _embed(self, text_BxL: jax.Array, not_padding_BxL: jax.Array) -> jax.Array:
+        """Token, position and type embeddings, summed and normalised: float32 [B, L, W]."""
+
+        def table(name: str, rows: int, axis: str | None = None) -> jax.Array:
+            init, shape = nn.initializers.normal(INIT_STD), (rows, self.width)
+            return parameter(self, name, init, shape, (axis, "embed"), self.param_dtype)
+
+        tokens = lookup(table("token_embedding", self.vocab_size, "vocab"), text_BxL)
+        positions = table("position_embedding", self.max_positions)
+        if self.position_offset:
+            count_BxL = jnp.cumsum(not_padding_BxL, axis=1) * not_padding_BxL
+            positions = lookup(positions, self.position_offset - 1 + count_BxL)
+        else:
+            positions = positions[: text_BxL.shape[1]]
+        types = table("type_embedding", self.type_vocab)[0]
+        x = sum(part.astype(jnp.float32) for part in (tokens, positions, types))
+        return LayerNorm(self.norm_epsilon, "float32", self.param_dtype, name="embedding_norm")(x)
+
+    def _pool(self, x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:
+        """One float32 vector a row, [B, W]; `mask_BxL` says which tokens count."""
+        if self.pool == "mean":
+            weight_BxLx1 = mask_BxL[..., None].astype(jnp.float32)
+            count_Bx1 = jnp.maximum(weight_BxLx1.sum(axis=1), 1)
+            return (x_BxLxW * weight_BxLx1).sum(axis=1) / count_Bx1
+        first = x_BxLxW[:, 0]
+        if self.pool == "class":
+            return first
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        y = Dense(self.width, ("embed", None), INIT_STD, name="pooler", **dtypes)(first)
+        return jnp.tanh(y.astype(jnp.float32))
+
+    def _check(self, length: int) -> None:
+        """Refuses settings and texts that do not fit together."""
+        head_size(self.width, self.heads)
+        if self.pool not in POOLS:
+            raise UserError(
+                f"The text tower's pool cannot be {self.pool!r}{nearest(self.pool, POOLS)}."
+            )
+        most = self.max_positions - self.position_offset
+        if length > most:
+            raise UserError(f"The text tower takes at most {most} tokens, not {length}.")

@@ -8,58 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.errors import UserError
-from clipjax.models.layers import Dense, activation, parameter
-from clipjax.registry import nearest
-
-
-def l2_normalise(x: jax.Array) -> jax.Array:
-    """Float32 vectors of length 1 along the last axis; a zero vector stays zero, with a zero gradient."""
-    x = x.astype(jnp.float32)
-    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    nonzero = square > 1e-24
-    return x * jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
-
-
-class Projection(nn.Module):
-    """From a tower's width to the shared space.
-
-    Attributes:
-      kind: "linear" (CLIP), "bias" (linear with bias, SigLIP's text), "none", or "mlp" (a hidden layer of twice
-        the tower's width, for frozen towers).
-    """
-
-    kind: str
-    width: int
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x_BxW: jax.Array) -> jax.Array:
-        """[B, W] -> [B, width]."""
-        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        std = x_BxW.shape[-1] ** -0.5
-        if self.kind in ("linear", "bias"):
-            return Dense(
-                self.width, ("embed", None), std, self.kind == "bias", name="out", **dtypes
-            )(x_BxW)
-        if self.kind == "mlp":
-            hidden = Dense(2 * x_BxW.shape[-1], ("embed", "mlp"), std, name="fc_in", **dtypes)(
-                x_BxW
-            )
-            hidden = activation("gelu")(hidden)
-            return Dense(
-                self.width, ("mlp", None), hidden.shape[-1] ** -0.5, name="fc_out", **dtypes
-            )(hidden)
-        if self.kind != "none":
-            kinds = ("linear", "bias", "mlp", "none")
-            raise UserError(f"There is no projection {self.kind!r}{nearest(self.kind, kinds)}.")
-        if x_BxW.shape[-1] != self.width:
-            raise UserError(
-                f"Without a projection a tower of width {x_BxW.shape[-1]} must equal the shared width "
-                f"{self.width}; set model.embed_dim or choose a projection."
-            )
-        return x_BxW
+from clipjax.models.heads import Projection, image_outputs, text_outputs
+from clipjax.models.layers import parameter
 
 
 class DualEncoder(nn.Module):
@@ -69,6 +19,8 @@ class DualEncoder(nn.Module):
       image: module `(image_BxHxWx3, sample_seed=) -> (pooled_BxW, tokens_BxNxW)`.
       text: module `(text_BxL, mask=, sample_seed=) -> (pooled_BxW, tokens_BxLxW)`.
       embed_dim: width D of the shared space.
+      image_projection: kind of `Projection`.
+      text_projection: kind of `Projection`.
       init_scale: initial logit scale (exponentiated); the parameter holds its logarithm.
       init_bias: initial logit bias; None: no bias (softmax loss).
       mean, std: channel statistics of pictures in [0, 1], for uint8 input.
@@ -103,8 +55,9 @@ class DualEncoder(nn.Module):
         """Encodes what the batch holds: `image`, `text`, or both. See clipjax/fields.py for the names.
 
         Args:
-          batch: `image` uint8 (normalised here) or float (already normalised) [B,H,W,3]; `text` [B,L] or [B,K,L],
-            with `text_mask` if there is padding that must not be seen; `sample_seed` [B] while training.
+          batch: `image` uint8 (normalised here) or float (already normalised), [B,H,W,3], or, with `image_shape`,
+            flattened patches [B,N,P]; `text` [B,L] or [B,K,L], with `text_mask` if there is padding that must not be
+            seen; `sample_seed` [B] while training.
           train: whether to drop patches and the like.
 
         Returns:
@@ -115,26 +68,7 @@ class DualEncoder(nn.Module):
         if self.init_bias is not None:
             outputs["logit_bias"] = self.logit_bias
         if "image" in batch:
-            pooled, tokens = self.image(self.normalise(batch["image"]), sample_seed=seed)
-            outputs["image_embedding"] = l2_normalise(self.image_head(pooled))
-            outputs["image_tokens"] = tokens
+            outputs |= image_outputs(self.image, self.image_head, batch, seed, self.mean, self.std)
         if "text" in batch:
-            text = batch["text"]
-            lead = text.shape[:-1]
-            mask = batch.get("text_mask")
-            pooled, tokens = self.text(
-                text.reshape(-1, text.shape[-1]),
-                mask=None if mask is None else mask.reshape(-1, text.shape[-1]),
-                sample_seed=seed,
-            )
-            embedding = l2_normalise(self.text_head(pooled))
-            outputs["text_embedding"] = embedding.reshape(*lead, self.embed_dim)
-            outputs["text_tokens"] = tokens.reshape(*lead, *tokens.shape[1:])
+            outputs |= text_outputs(self.text, self.text_head, batch, seed)
         return outputs
-
-    def normalise(self, image_BxHxWx3: jax.Array) -> jax.Array:
-        """uint8 -> (x / 255 - mean) / std in float32; float pictures pass unchanged."""
-        if image_BxHxWx3.dtype != jnp.uint8:
-            return image_BxHxWx3
-        mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
-        return (image_BxHxWx3.astype(jnp.float32) / 255.0 - mean) / std

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clipjax.models.batch_norm import stored_norm
+
 NORM_EPSILON = 1e-3
 
 
@@ -92,16 +94,9 @@ class ConvNorm(nn.Module):
             shape, axes = (size, size, channels, width), {}
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", **axes)
         kernel = self.param("kernel", init, shape, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        mean = jax.lax.stop_gradient(
-            self.param("mean", nn.initializers.zeros, (width,), jnp.float32)
-        )
-        var = jax.lax.stop_gradient(self.param("var", nn.initializers.ones, (width,), jnp.float32))
+        factor, offset = stored_norm(self, width, NORM_EPSILON)
 
-        factor = scale * jax.lax.rsqrt(var + NORM_EPSILON)
-        folded = (kernel * factor).astype(self.dtype)
-        offset = (bias - mean * factor).astype(self.dtype)
+        folded, offset = (kernel * factor).astype(self.dtype), offset.astype(self.dtype)
         x = x_BxHxWxC.astype(self.dtype)
         if self.depthwise:
             y = depthwise_conv(x, folded, self.stride)

@@ -136,25 +136,3 @@ class LayerNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.ones, shape, ("norm",), self.param_dtype)
         bias = parameter(self, "bias", nn.initializers.zeros, shape, ("norm",), self.param_dtype)
         return layer_norm(x, scale, bias, self.eps, self.dtype)
-
-
-class Mlp(nn.Module):
-    """Dense, activation, Dense; `quantize` as in `matmul`."""
-
-    mlp_dim: int
-    activation: str = "gelu"
-    out_std: float | None = None
-    quantize: str | None = None
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., W] -> [..., W]."""
-        width = x.shape[-1]
-        how = dict(quantize=self.quantize, dtype=self.dtype, param_dtype=self.param_dtype)
-        x = Dense(self.mlp_dim, ("embed", "mlp"), (2 * width) ** -0.5, name="fc_in", **how)(x)
-        x = activation(self.activation)(x)
-        return Dense(
-            width, ("mlp", "embed"), self.out_std or self.mlp_dim**-0.5, name="fc_out", **how
-        )(x)

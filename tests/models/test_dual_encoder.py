@@ -11,7 +11,8 @@ from program import product_dtypes
 
 from clipjax.errors import UserError
 from clipjax.fields import OUTPUTS
-from clipjax.models.dual_encoder import DualEncoder, Projection, l2_normalise
+from clipjax.models.dual_encoder import DualEncoder
+from clipjax.models.heads import Projection, l2_normalise
 from clipjax.models.image import ViT
 from clipjax.models.text import TextTransformer
 

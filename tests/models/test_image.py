@@ -9,7 +9,8 @@ import pytest
 import transformer_oracle as oracle
 
 from clipjax.errors import UserError
-from clipjax.models.image import ViT, drop_patches, sincos_2d
+from clipjax.models.image import ViT, sincos_2d
+from clipjax.models.patches import kept_patches
 
 VIT = ViT(size=16, patch=4, width=8, depth=2, heads=2)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
@@ -59,6 +60,10 @@ def test_sincos_positions():
 def test_sincos_positions_are_no_parameters():
     params = oracle.random_params(VIT.clone(positions="sincos_2d"), IMAGES)
     assert "position_embedding" not in params
+
+
+def drop_patches(x_BxNxW, rate, seeds):
+    return jnp.take_along_axis(x_BxNxW, kept_patches(x_BxNxW.shape[1], rate, seeds)[:, :, None], 1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Products in 8 bits: against the rounding written out in float64, in towers, in training, for TPUs."""
 
+import dataclasses
 import json
 import sys
 
@@ -16,6 +17,7 @@ from clipjax.mesh import make_mesh
 from clipjax.models import example_batch, image_section, make_model, model_section, text_section
 from clipjax.models.bert import Bert
 from clipjax.models.quantize import KINDS, quantized_matmul
+from clipjax.models.options import BlockOptions
 from clipjax.models.transformer import Transformer
 from clipjax.step import init_state, make_losses, make_parts, make_step
 from clipjax.workdir import claim, resolve
@@ -96,8 +98,13 @@ def test_rows_of_zeros_and_half_precision():
     np.testing.assert_array_equal(y, 0)
 
 
-STACK = Transformer(depth=2, heads=2, mlp_dim=64)
+OPTIONS = BlockOptions(heads=2, mlp_dim=64)
+STACK = Transformer(2, OPTIONS)
 TOKENS = RNG.normal(size=(4, 9, 32)).astype(np.float32)
+
+
+def quantized_stack(kind):
+    return STACK.clone(options=dataclasses.replace(OPTIONS, quantize=kind))
 
 
 def gradients(module, params, inputs=TOKENS):
@@ -121,7 +128,7 @@ def stack():
 @pytest.mark.parametrize("kind", KINDS)
 def test_tower_is_close_to_the_float_one(kind, stack):
     params, (loss, exact) = stack
-    found_loss, found = gradients(STACK.clone(quantize=kind), params)
+    found_loss, found = gradients(quantized_stack(kind), params)
     assert abs(found_loss - loss) < 0.01 * loss
     assert found_loss != loss
     assert cosine(found, exact) > 0.99
@@ -134,7 +141,7 @@ def test_tower_is_close_to_the_float_one(kind, stack):
 
 def test_loops_recomputation_and_meshes_change_nothing(stack):
     params, _ = stack
-    module = STACK.clone(quantize="int8")
+    module = quantized_stack("int8")
     wanted = gradients(module, params)
     with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
         found = gradients(module.clone(remat="dots", unroll=0), params)
@@ -260,9 +267,8 @@ def test_refusals(monkeypatch):
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", "s8"), ("fp8", "f8e4m3fn")])
 def test_tpus_multiply_8_bits(kind, dtype):
     """The real compiler, no TPU: on a mesh, in a loop over layers, recomputed."""
-    module = Transformer(
-        depth=2, heads=2, mlp_dim=512, quantize=kind, remat="full", dtype="bfloat16"
-    )
+    options = BlockOptions(heads=2, mlp_dim=512, quantize=kind, dtype="bfloat16")
+    module = Transformer(2, options, remat="full")
 
     def loss(args):
         x, params = args

@@ -1,5 +1,7 @@
 """Layers and the stack of blocks against float64 oracles."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +12,20 @@ from clipjax import flops
 from clipjax.errors import UserError
 from clipjax.models.attention import SelfAttention, dot_product_attention
 from clipjax.models.layers import ACTIVATIONS, LayerNorm, activation, layer_norm
-from clipjax.models.pooling import MapPool
+from clipjax.models.options import BlockOptions
+from clipjax.models.pooling import AttentionPool, MapPool
 from clipjax.models.transformer import Transformer
 
-STACK = Transformer(depth=3, heads=2, mlp_dim=24)
+OPTIONS = BlockOptions(heads=2, mlp_dim=24)
+STACK = Transformer(3, OPTIONS)
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 5, 8)).astype(np.float32)
 # Every query sees itself and some others.
 MASK = (RNG.random((2, 1, 5, 5)) < 0.5) | np.eye(5, dtype=bool)
+
+
+def with_options(**settings):
+    return STACK.clone(options=dataclasses.replace(OPTIONS, **settings))
 
 
 def close(found, wanted, tolerance=2e-5):
@@ -70,12 +78,12 @@ def test_attention_survives_huge_logits():
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention(qk_norm, masked):
-    module = SelfAttention(heads=2, qk_norm=qk_norm, eps=1e-4)
+    module = SelfAttention(BlockOptions(2, 24, qk_norm=qk_norm, eps=1e-4))
     params = oracle.random_params(module, X)
     seen = MASK if masked else np.ones_like(MASK)
     found = jax.jit(module.apply)({"params": params}, X, MASK if masked else None)
     wanted = [
-        oracle.attention(x, oracle.float64(params), s[0], qk_norm, 1e-4)
+        oracle.attention(x, oracle.float64(params), s[0], module.options)
         for x, s in zip(X.astype(np.float64), seen, strict=True)
     ]
     close(found, np.stack(wanted))
@@ -89,7 +97,7 @@ def test_attention(qk_norm, masked):
     ],
 )
 def test_stack(settings):
-    module = STACK.clone(**settings)
+    module = with_options(**settings)
     params = oracle.random_params(module, X)
     found = jax.jit(module.apply)({"params": params}, X, MASK)
     wanted = [
@@ -169,7 +177,7 @@ def test_layers_start_different_and_all_train():
 def test_half_precision_is_close(reference):
     params, _ = reference
     exact = jax.jit(STACK.apply)({"params": params}, X)
-    half = jax.jit(STACK.clone(dtype="bfloat16").apply)({"params": params}, X)
+    half = jax.jit(with_options(dtype="bfloat16").apply)({"params": params}, X)
     assert half.dtype == jnp.bfloat16
     error = np.abs(np.asarray(half, np.float32) - exact).max()
     assert 0 < error < 0.05 * np.abs(exact).max()
@@ -177,7 +185,7 @@ def test_half_precision_is_close(reference):
 
 def test_refusals():
     with pytest.raises(UserError, match="8 cannot be split into 3 heads"):
-        jax.eval_shape(STACK.clone(heads=3).init, jax.random.key(0), X)
+        jax.eval_shape(with_options(heads=3).init, jax.random.key(0), X)
     with pytest.raises(UserError, match="did you mean 'full'"):
         jax.eval_shape(STACK.clone(remat="ful").init, jax.random.key(0), X)
 

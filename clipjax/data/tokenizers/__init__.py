@@ -15,6 +15,7 @@ import numpy as np
 from clipjax import registry
 
 KINDS = {
+    "absent": "clipjax.data.tokenizers.absent:Absent",
     "clip_bpe": "clipjax.data.tokenizers.clip_bpe:ClipBPE",
     "hf_json": "clipjax.data.tokenizers.hf_json:HFTokenizer",
     "sentencepiece": "clipjax.data.tokenizers.sentencepiece:SentencePiece",

@@ -1,0 +1,140 @@
+"""`clipjax convert`: a checkpoint of one format as one of another."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from clipjax import checkpoint
+from clipjax.config import to_json
+from clipjax.convert import formats, orbax
+from clipjax.convert.files import write_safetensors
+from clipjax.convert.files.npz_writer import write_npz
+from clipjax.convert.source import OURS, Source, cast, open_source, resized
+from clipjax.data.tokenizers.absent import Absent
+from clipjax.errors import UserError
+from clipjax.mesh import make_mesh
+from clipjax.registry import nearest
+from clipjax.workdir import versions
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    form: str | None = None,
+    to: str = OURS,
+    options: formats.Options | None = None,
+    dtype: str | None = None,
+    size: int | None = None,
+    length: int | None = None,
+    mesh: Mapping[str, int] | None = None,
+    max_shard_bytes: int | None = None,
+) -> int:
+    """Reads a checkpoint and writes it, parameter by parameter.
+
+    Args:
+      source: what `clipjax.load` takes.
+      target: a directory that does not exist yet, or is empty.
+      form: format of the source; None: recognised by its content.
+      to: format of the target.
+      options: what the source does not say itself.
+      dtype: of all parameters; None keeps each as it is.
+      size, length: of pictures and texts, where they are to be others than the source's.
+      mesh: sizes of mesh axes; a target of clipjax is then written in the pieces that such a mesh reads.
+      max_shard_bytes: largest file of tensors in the target; None: one file.
+
+    Returns:
+      0, when the target is whole.
+
+    Raises:
+      UserError: the source is not understood, the target format cannot express it, or the target exists. Nothing is
+        left at the target then.
+    """
+    if to != OURS:
+        formats.get(to)
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}.")
+    if to == OURS and max_shard_bytes is not None:
+        raise UserError(
+            "--max-shard-size is for files of tensors; clipjax's own are split as --mesh says."
+        )
+    if to != OURS and mesh:
+        raise UserError(
+            "--mesh is for clipjax's own checkpoints; other formats have --max-shard-size."
+        )
+    folder = Path(target)
+    if "://" not in target:
+        folder = folder.expanduser().absolute()
+    orbax.check_new(epath.Path(target))
+    found = cast(resized(open_source(source, form, options), size, length), dtype)
+    for note in found.notes:
+        print(f"Note: {note}")
+    if to == OURS:
+        _write_ours(found, epath.Path(target).absolute(), mesh)
+    else:
+        _write_theirs(found, folder, to, max_shard_bytes)
+    parameters = sum(int(np.prod(t.shape, dtype=np.int64)) for t in found.params.values())
+    print(
+        f"{target}: {found.format} -> {to}, {parameters / 1e6:.1f} M parameters, every tensor of the source used."
+    )
+    return 0
+
+
+def _write_ours(source: Source, target: epath.Path, mesh: Mapping[str, int] | None) -> None:
+    if source.tokenizer is None:
+        packed: dict[str, Any] = {"config": None, "files": {}}
+    else:
+        packed = checkpoint.pack_tokenizer(source.tokenizer)
+    meta = {
+        "samples": source.meta.get("samples", 0),
+        "config": _plain(source.config),
+        "versions": versions(),
+        "origin": {
+            "format": source.meta.get("origin", {}).get("format", source.format),
+            "resample": source.resample,
+            "hints": dict(source.hints),
+        },
+    }
+    shardings = orbax.shardings_of(source.config.model, make_mesh(mesh)) if mesh else None
+    if target.exists():
+        target.rmdir()  # it is empty
+    orbax.write(target, source.params, meta, packed, shardings)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    import json
+
+    return json.loads(to_json(config))
+
+
+def _write_theirs(source: Source, target: Path, to: str, max_shard_bytes: int | None) -> None:
+    tokenizer = None if isinstance(source.tokenizer, Absent) else source.tokenizer
+    export = formats.get(to).export(source.config, tokenizer, source.hints)
+    tensors = export.table.tensors(source.params)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        for name, content in export.files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_bytes(content)
+        rows = ((key, t.shape, t.dtype, t.read) for key, t in tensors.items())
+        if export.weights.endswith(".npz"):
+            write_npz(partial / export.weights, rows)
+        elif max_shard_bytes is None:
+            write_safetensors(partial / export.weights, rows, export.metadata)
+        else:
+            write_safetensors(partial, rows, export.metadata, max_shard_bytes)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(f"{str(target)!r} cannot be written: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
