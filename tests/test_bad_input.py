@@ -234,7 +234,7 @@ def test_checkpoints_that_are_none(refused, tmp_path, workdir):
     assert "is no checkpoint" in embed(tmp_path / "empty")
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    assert "is no checkpoint" in embed(file)
+    assert "holds no tensors" in embed(file)
     foreign = tmp_path / "foreign" / "checkpoints" / "100"
     for item in ("params", "meta"):
         (foreign / item).mkdir(parents=True)

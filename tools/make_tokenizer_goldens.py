@@ -1,10 +1,12 @@
-"""Records what transformers' tokenizers make of hard strings, with tiny vocabularies, for the tests.
+"""Records what transformers' and open_clip's tokenizers make of strings, with tiny vocabularies, for the tests.
 
     python tools/make_tokenizer_goldens.py                       # tests/data/golden/tokenizers.json.gz
+    python tools/make_tokenizer_goldens.py --directories         # tests/data/golden/tokenizer_files.json.gz, from those
     python tools/make_tokenizer_goldens.py siglip2=FILE bert=... # real vocabularies, ours beside; no file
 
-Needs the `reference` extra (transformers 5.23.0) with sentencepiece and protobuf. The tiny vocabularies are trained on
-the drawings' names in nine languages. FILE is a `.model` for siglip and a tokenizer.json for the others.
+Needs the `reference` extra (transformers 5.23.0, open-clip-torch 3.3.0) with sentencepiece and protobuf. The tiny
+vocabularies are trained on the drawings' names in nine languages. FILE is a `.model` for siglip and a tokenizer.json
+for the others.
 """
 
 import argparse
@@ -27,7 +29,12 @@ import transformers
 from clip_bpe_strings import EMOJI, NASTY, PHRASES, Strings
 from tokenizers import Tokenizer, models, trainers
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "tests/data/golden/tokenizers.json.gz"
+TESTS = pathlib.Path(__file__).resolve().parents[1] / "tests"
+GOLDEN = TESTS / "data/golden/tokenizers.json.gz"
+DIRECTORIES = TESTS / "data/golden/tokenizer_files.json.gz"
+sys.path.append(str(TESTS))
+import languages
+
 LENGTHS = (64, 8)
 VOCABULARY = 800
 LOCALES = ("ar", "de", "el", "en", "es", "fr", "he", "ru", "tr")
@@ -136,28 +143,40 @@ def reference(family: str, path: pathlib.Path) -> Callable[[list[str], int], lis
     )
 
 
-def same_in_both(family: str, text: str) -> bool:
-    """Whether the text is one on which clipjax means to be equal (docs/tokenizers.md, "Differences")."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # transformers refuses lone surrogates
-        return False
-    if family == "siglip":
-        # It knows "</s>", deletes "_", lower-cases before it removes punctuation, and doubles the first space where
-        # the model itself does not normalise.
-        return not any(character in text for character in "_<▁Σ") and text == text.lstrip()
-    if family == "siglip2":  # It lower-cases character by character.
-        return text.lower() == "".join(map(str.lower, text))
-    return True
+def versions(*packages: str) -> dict[str, str]:
+    """Of the packages that a golden came from."""
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def pack(path: pathlib.Path, golden: dict[str, Any]) -> None:
+    """Writes a golden; in ASCII, as there are characters that UTF-8 does not have."""
+    packed = json.dumps(golden, separators=(",", ":")).encode("ascii")
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as out:
+        out.write(packed)
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def write_directories(path: pathlib.Path) -> None:
+    """Writes the golden of directories, with the vocabularies of the other one."""
+    import tokenizer_directories
+
+    kept = json.loads(gzip.decompress(GOLDEN.read_bytes()))
+    tiny = {family: base64.b64decode(kept[family]["file"]) for family in CONFIGS}
+    about = {
+        "about": "what AutoTokenizer and open_clip.get_tokenizer make of directories; hashes of the rows of "
+        "tests/languages.py, and rows of `shown`",
+        "command": "python tools/make_tokenizer_goldens.py --directories",
+        "versions": versions("transformers", "open_clip_torch", "tokenizers", "sentencepiece"),
+    }
+    pack(path, about | tokenizer_directories.golden(tiny))
 
 
 def write(path: pathlib.Path) -> None:
-    """Writes the golden file."""
-    packages = ("transformers", "tokenizers", "sentencepiece")
+    """Writes the golden of tokenizers."""
     golden: dict[str, Any] = {
         "about": "rows of transformers' tokenizers, whose files are beside them in base64",
         "command": "python tools/make_tokenizer_goldens.py",
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions("transformers", "tokenizers", "sentencepiece"),
     }
     texts = [*PHRASES, *EMOJI, *NASTY]
     for family, config in CONFIGS.items():
@@ -166,25 +185,23 @@ def write(path: pathlib.Path) -> None:
             file = pathlib.Path(folder) / "vocabulary"
             file.write_bytes(content)
             rows = reference(family, file)
-            kept = [text for text in texts if same_in_both(family, text)]
+            kept = [text for text in texts if languages.comparable(family, text)]
             golden[family] = {
                 "config": config,
                 "file": base64.b64encode(content).decode(),
                 "texts": kept,
                 "rows": {str(length): rows(kept, length) for length in LENGTHS},
             }
-    packed = json.dumps(golden, separators=(",", ":")).encode("ascii")
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as out:
-        out.write(packed)
-    print(f"{path}: {path.stat().st_size:,} bytes")
+    pack(path, golden)
 
 
 def compare(family: str, path: pathlib.Path, count: int) -> int:
     """Prints where clipjax differs; returns in how many texts."""
     from clipjax.data.tokenizers import make_tokenizer
 
-    strings = [*PHRASES, *EMOJI, *NASTY, *itertools.islice(Strings(1, PHRASES), count)]
-    texts = [text for text in strings if same_in_both(family, text)]
+    known = [text for _, plain, hard in languages.strings() for text in plain + hard]
+    strings = [*PHRASES, *EMOJI, *NASTY, *known, *itertools.islice(Strings(1, PHRASES), count)]
+    texts = [text for text in strings if languages.comparable(family, text)]
     rows, different = reference(family, path), set()
     for length in LENGTHS:
         ours = make_tokenizer(CONFIGS[family] | {"source": str(path)}, length)(texts)
@@ -199,12 +216,15 @@ def compare(family: str, path: pathlib.Path, count: int) -> int:
 def main() -> None:
     """Writes the golden, or compares."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=pathlib.Path, default=GOLDEN)
+    parser.add_argument("--directories", action="store_true", help="the golden of directories")
     parser.add_argument("--count", type=int, default=20_000, help="random strings to compare")
     parser.add_argument("real", nargs="*", metavar="FAMILY=FILE", help=f"of {', '.join(CONFIGS)}")
     args = parser.parse_args()
+    if args.directories:
+        write_directories(DIRECTORIES)
+        return
     if not args.real:
-        write(args.output)
+        write(GOLDEN)
         return
     pairs = [real.split("=", 1) for real in args.real]
     sys.exit(sum(compare(family, pathlib.Path(path), args.count) for family, path in pairs) > 0)

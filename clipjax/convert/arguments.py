@@ -1,5 +1,6 @@
 """What `clipjax convert` is told on the command line."""
 
+import contextlib
 import math
 import re
 
@@ -26,7 +27,7 @@ def byte_count(text: str | None) -> int | None:
 
 
 def mesh_sizes(text: str | None) -> dict[str, int] | None:
-    """The mesh of `fsdp=8` or `fsdp=4,tensor=2`. On a CPU so many devices are simulated, as none of them computes.
+    """The mesh of `fsdp=8` or `fsdp=4,tensor=2`. So many CPU devices are simulated, as none of them computes.
 
     To be called before JAX has looked for devices.
 
@@ -41,5 +42,6 @@ def mesh_sizes(text: str | None) -> dict[str, int] | None:
         if not size.strip().isdigit() or int(size) < 1:
             raise UserError(f"--mesh={text!r} should be AXIS=SIZE,..., such as fsdp=8.")
         sizes[axis.strip()] = int(size)
-    jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
+    with contextlib.suppress(RuntimeError):  # JAX has started: what there is must do
+        jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
     return sizes

@@ -6,6 +6,7 @@ Shapes do not tell the number of heads (OpenAI's are 64 wide) nor the activation
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -30,10 +31,7 @@ def clip_model(shapes: Shapes, *, quick_gelu: bool) -> ConfigDict:
     activation = "quick_gelu" if quick_gelu else "gelu"
     try:
         text = _text(shapes, activation)
-        if "visual.proj" in shapes:
-            image = _vit(shapes, activation)
-        else:
-            image = _resnet(shapes)
+        image = _vit(shapes, activation) if "visual.proj" in shapes else _resnet(shapes)
         embed_dim = shapes["text_projection"][1]
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise UserError(
@@ -41,6 +39,58 @@ def clip_model(shapes: Shapes, *, quick_gelu: bool) -> ConfigDict:
         ) from error
     projection = "linear" if image.kind == "vit" else "none"
     return model_section(image, text, embed_dim=embed_dim, image_projection=projection)
+
+
+def as_clips(model: Mapping[str, Any], what: str) -> ConfigDict:
+    """What the files of such a format make of a model: a CLIP of OpenAI's in its sizes, whatever else it is.
+
+    Args:
+      model: a `model` section, of a ViT or a ResNet and a text transformer.
+      what: the format, for the error.
+
+    Raises:
+      UserError: a width that is no number of heads.
+    """
+    image, text = model["image"], model["text"]
+    vit = image["kind"] == "vit"
+    for name, tower in (("image", image), ("text", text)):
+        if (vit or name == "text") and tower["width"] % HEAD_WIDTH:
+            raise UserError(
+                f"{what} has heads that are {HEAD_WIDTH} wide, and model.{name}.width = {tower['width']} is no multiple "
+                "of that."
+            )
+    if vit:
+        size = image["size"] // image["patch"] * image["patch"]
+        tower = image_section(size=size, patch=image["patch"], **_encoder(image))
+    else:
+        tower = image_section(
+            "resnet",
+            size=image["size"] // 32 * 32,
+            width=image["width"],
+            layers=tuple(image["layers"]),
+            output_dim=model["embed_dim"],
+        )
+    return model_section(
+        tower,
+        text_section(
+            length=text["length"],
+            vocab_size=text["vocab_size"],
+            end_token=text["vocab_size"] - 1,
+            **_encoder(text),
+        ),
+        embed_dim=model["embed_dim"],
+        image_projection="linear" if vit else "none",
+    )
+
+
+def _encoder(tower: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(
+        width=tower["width"],
+        depth=tower["depth"],
+        heads=tower["width"] // HEAD_WIDTH,
+        mlp_ratio=tower["mlp_ratio"],
+        activation="quick_gelu",
+    )
 
 
 def layers(shapes: Shapes, pattern: str) -> int:

@@ -1,11 +1,13 @@
 """`clipjax convert`: a checkpoint of one format as one of another."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -94,7 +96,7 @@ def _write_ours(source: Source, target: epath.Path, mesh: Mapping[str, int] | No
         packed = checkpoint.pack_tokenizer(source.tokenizer)
     meta = {
         "samples": source.meta.get("samples", 0),
-        "config": _plain(source.config),
+        "config": json.loads(to_json(source.config)),
         "versions": versions(),
         "origin": {
             "format": source.meta.get("origin", {}).get("format", source.format),
@@ -102,16 +104,13 @@ def _write_ours(source: Source, target: epath.Path, mesh: Mapping[str, int] | No
             "hints": dict(source.hints),
         },
     }
-    shardings = orbax.shardings_of(source.config.model, make_mesh(mesh)) if mesh else None
+    shardings = None
+    if mesh:
+        devices = make_mesh(mesh, jax.devices("cpu"))
+        shardings = orbax.shardings_of(source.config.model, devices)
     if target.exists():
         target.rmdir()  # it is empty
     orbax.write(target, source.params, meta, packed, shardings)
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    import json
-
-    return json.loads(to_json(config))
 
 
 def _write_theirs(source: Source, target: Path, to: str, max_shard_bytes: int | None) -> None:

@@ -4,7 +4,7 @@ A format turns its own description into a `model` section and a `model` section 
 may write down what it knows without looking: if what it wrote means another model, the fields that differ are named.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from clipjax.data.presets import Preset
@@ -31,19 +31,118 @@ _PRESENCE = ("init_bias", "image.layer_scale", "text.layer_scale")
 
 
 def identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model is, as flat fields: path -> value."""
+    """What a model is, as flat fields: path -> value.
+
+    Fields that say nothing of this model are left out (`pool_queries`, where no query pools), and those that may be
+    left open are settled (`class_token` None), so that two descriptions of one model are equal.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in _flat(model).items():
+        flat[name] = tuple(value) if isinstance(value, list) else value
+    for tower in ("image", "text"):
+        prefix = f"{tower}."
+        fields = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
+        if fields:
+            flat = {k: v for k, v in flat.items() if not k.startswith(prefix)}
+            flat |= {prefix + k: v for k, v in _SETTLED.get(fields["kind"], dict)(fields).items()}
+    flat |= {name: flat[name] is not None for name in _PRESENCE if name in flat}
+    if flat.get("image.class_token", True) is None:  # as the tower itself decides
+        flat["image.class_token"] = flat["image.pool"] == "class"
+    return {name: value for name, value in flat.items() if name not in FREE}
+
+
+def _flat(model: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in dict(model).items():
         if name in ("image", "text"):
             flat |= {f"{name}.{field}": v for field, v in dict(value).items()}
         else:
             flat[name] = value
+    return flat
+
+
+def _without(fields: Mapping[str, Any], *idle: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in idle}
+
+
+def _transformer(fields: dict[str, Any]) -> dict[str, Any]:
+    """What image and text transformers share."""
+    fields = fields | {"mlp_ratio": round(fields["mlp_ratio"] * fields["width"])}
+    if not fields.get("experts"):
+        return _without(fields, "experts_per_token", "moe_layers")
+    return fields | {"moe_layers": fields["moe_layers"] or fields["depth"]}
+
+
+def _vit(fields: dict[str, Any]) -> dict[str, Any]:
+    pool, ratio = fields["pool"], fields["mlp_ratio"]
+    if fields["class_token"] is None:
+        fields = fields | {"class_token": pool == "class"}
+    if not fields["class_token"]:
+        fields = _without(fields, "class_position")
+    if pool in ("map", "attention"):
+        fields = fields | {"pool_heads": fields["pool_heads"] or fields["heads"]}
+    else:
+        fields = _without(fields, "pool_heads")
+    if pool == "map":
+        pool_ratio = ratio if fields["pool_mlp_ratio"] is None else fields["pool_mlp_ratio"]
+        fields = fields | {"pool_mlp_ratio": round(pool_ratio * fields["width"])}
+    else:
+        fields = _without(fields, "pool_mlp_ratio")
+    if pool == "attention":
+        fields = fields | {"pool_width": fields["pool_width"] or fields["width"]}
+    else:
+        fields = _without(fields, "pool_queries", "pool_width")
+    if fields["rope"] is None:
+        fields = _without(fields, "rope_grid")
+    if not fields["qkv_bias"]:
+        fields = _without(fields, "key_bias")
+    if fields["mlp"] == "swiglu" and pool != "map" and fields["stem"] == "patch":
+        fields = _without(fields, "activation")
+    return _transformer(fields)
+
+
+def _text(fields: dict[str, Any]) -> dict[str, Any]:
+    if fields["pool"] != "eot":
+        fields = _without(fields, "end_token")
+    if not fields["class_token"]:
+        fields = _without(fields, "pad_id", "class_mask")
+    return _transformer(fields)
+
+
+def _resnet(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {"heads": fields["heads"] or fields["width"] * 32 // 64}
+
+
+_SETTLED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "vit": _vit,
+    "transformer": _text,
+    "resnet": _resnet,
+}
+
+
+def differences(model: Mapping[str, Any], understood: Mapping[str, Any]) -> list[str]:
+    """What `understood` takes for another than it is, as parts of a sentence; each names a field."""
+    mine, theirs = identity(model), identity(understood)
+    raw, other = _flat(model), _flat(understood)
+    wrong = []
     for tower in ("image", "text"):
-        if f"{tower}.mlp_ratio" in flat and f"{tower}.width" in flat:
-            ratio = flat.pop(f"{tower}.mlp_ratio")
-            flat[f"{tower}.mlp_ratio"] = round(ratio * flat[f"{tower}.width"])
-    flat |= {name: flat[name] is not None for name in _PRESENCE if name in flat}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in flat.items() if k not in FREE}
+        kinds = raw.get(f"{tower}.kind"), other.get(f"{tower}.kind")
+        if kinds[0] != kinds[1]:
+            wrong.append(_difference(f"{tower}.kind", *kinds))
+    parted = tuple(f"{part.split('.')[1]}." for part in wrong)
+    for name in dict.fromkeys((*mine, *theirs)):
+        if name.startswith(parted) or name.endswith(".kind"):
+            continue
+        # What only one of them has follows from another field, which differs.
+        if name in mine and name in theirs and mine[name] != theirs[name]:
+            settled = raw[name] is not None and other[name] is not None
+            values = (raw, other) if settled or name in _PRESENCE else (mine, theirs)
+            wrong.append(_difference(name, values[0][name], values[1][name]))
+    return wrong
+
+
+def _difference(name: str, mine: Any, theirs: Any) -> str:
+    return f"model.{name} = {mine!r} (it would be {theirs!r})"
 
 
 def check_expressed(model: Mapping[str, Any], understood: Mapping[str, Any], what: str) -> None:
@@ -57,15 +156,7 @@ def check_expressed(model: Mapping[str, Any], understood: Mapping[str, Any], wha
     Raises:
       UserError: names every field that the format cannot express.
     """
-    mine, theirs = identity(model), identity(understood)
-    wrong = []
-    for name in dict.fromkeys((*mine, *theirs)):
-        if name not in theirs:
-            wrong.append(f"model.{name} = {mine[name]!r} (it has no such part)")
-        elif name not in mine:
-            wrong.append(f"a model without {name} (it would have {theirs[name]!r})")
-        elif mine[name] != theirs[name]:
-            wrong.append(f"model.{name} = {mine[name]!r} (it would be {theirs[name]!r})")
+    wrong = differences(model, understood)
     if wrong:
         raise UserError(f"{what} cannot express {', '.join(wrong)}.")
 
@@ -88,14 +179,22 @@ def check_named(
       UserError: names the tower.
     """
     for tower, kinds in (("image", image), ("text", text)):
-        has = tower in model
-        if has and model[tower]["kind"] not in kinds:
-            known = f"only {' and '.join(kinds)}" if kinds else "none"
+        kind = model[tower]["kind"] if tower in model else None
+        if kind is None and kinds:
             raise UserError(
-                f"{what} cannot express the {tower} tower {model[tower]['kind']!r} (of such towers, {known})."
+                f"{what} is for models with an image tower and a text tower, and this one has no {tower} tower."
+                if image and text
+                else f"{what} is for {tower} towers, and this model has none."
             )
-        if kinds and not has:
-            raise UserError(f"{what} needs an {tower} tower, and this model has none.")
+        if kind is not None and not kinds:
+            raise UserError(
+                f"{what} has no {tower} towers, and this model has one (model.{tower}.kind = {kind!r})."
+            )
+        if kind is not None and kind not in kinds:
+            known = " and ".join(map(repr, kinds))
+            raise UserError(
+                f"{what} cannot express model.{tower}.kind = {kind!r}; of {tower} towers it has {known}."
+            )
 
 
 def check_preset(
@@ -109,10 +208,13 @@ def check_preset(
       UserError: names what differs.
     """
     mine = Preset.of(config)
+    sections = dict(resize="preprocess", interpolation="preprocess", mean="model", std="model")
     wrong = [
-        f"{name} {ours!r} (it would be {theirs!r})"
+        f"{sections[name]}.{name} = {ours!r} (it would be {theirs!r})"
         for name, ours, theirs in zip(Preset._fields, mine, preset, strict=True)
         if ours != theirs and name not in free
     ]
     if wrong:
-        raise UserError(f"{what} cannot say how pictures are prepared: {', '.join(wrong)}.")
+        raise UserError(
+            f"{what} cannot express {', '.join(wrong)}: its files do not say how pictures are prepared."
+        )

@@ -119,14 +119,13 @@ class Layout(NamedTuple):
         config: Mapping[str, Any],
         shapes: Mapping[str, tuple[int, ...]],
         hf_config: dict[str, Any] | None = None,
-        timm: dict[str, Any] | None = None,
     ) -> "Layout":
-        """The layout of a config; `timm` are the trunk's arguments where its name does not tell."""
+        """The layout of a config."""
         vision, text = config["vision_cfg"], config["text_cfg"]
-        name = vision.get("timm_model_name")
+        name, timm = vision.get("timm_model_name"), None
         if name is not None:
             size = vision.get("image_size")
-            timm = dict(timm_models.arguments(name) if timm is None else timm)
+            timm = timm_models.arguments(name)
             timm |= {"img_size": size} if size is not None else {}
             timm["global_pool"] = vision.get("timm_pool", _VISION["timm_pool"])
         custom = config.get("custom_text", False) or "hf_model_name" in text
@@ -134,7 +133,7 @@ class Layout(NamedTuple):
             custom = "text_projection" not in shapes
         return cls(
             text="text." if custom else "",
-            timm=timm if name is not None else None,
+            timm=timm,
             head=name is not None and vision.get("timm_proj", "linear") in ("linear", "mlp"),
             one_dimensional=len(shapes.get("logit_scale", ())) == 1,
             hf_config=hf_config,
@@ -412,11 +411,14 @@ def _vision_cfg(model: Mapping[str, Any], said: dict[str, Any]) -> dict[str, Any
 
 def _trunk_cfg(model: Mapping[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     image = model["image"]
-    name = said.get("timm_model_name") or timm_models.find(image)
-    if name is None:
-        raise UserError(
-            "open_clip has such an image tower only as a model of timm, and none of timm's has these settings."
-        )
+    name = said.get("timm_model_name")
+    if name is None or timm_models.arguments(name)["img_size"] != image["size"]:
+        name, wrong = timm_models.find(image)
+        if wrong:
+            raise UserError(
+                f"open_clip has such an image tower only as a model of timm, and the nearest, {name!r}, cannot express "
+                f"{', '.join(wrong)}."
+            )
     proj = {"none": "none", "bias": None, "linear": "linear"}.get(model["image_projection"])
     if said.get("timm_proj") and model["image_projection"] == "bias":
         proj = said["timm_proj"]

@@ -1,6 +1,8 @@
 """clipjax's own checkpoints, parameter by parameter: written and read without ever holding all of them."""
 
 import asyncio
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,19 +20,25 @@ from clipjax.errors import UserError
 # Bytes of one chunk on disk: what is compressed at a time, and what a device must read at least.
 CHUNK = 64 * 2**20
 
+# Bytes of parameters that are read together.
+GROUP = 512 * 2**20
+
 
 class _Handler(ocp.type_handlers.NumpyHandler):
-    """Writes `Tensor`s one after the other, so that only one is in memory."""
+    """Writes `Tensor`s: while one is written the next one is read, and no more than these two are in memory."""
 
     def __init__(self) -> None:
         super().__init__(deepcopy_host_arrays=False)
-        self._turn: asyncio.Lock | None = None
+        self._locks: tuple[asyncio.Semaphore, asyncio.Lock] | None = None
 
     async def _open_and_write(self, value: Any, tspec: Any, ts_context: Any) -> None:
-        if self._turn is None:
-            self._turn = asyncio.Lock()  # made inside the loop that uses it
-        async with self._turn:
-            await super()._open_and_write(value.read(), tspec, ts_context)
+        if self._locks is None:
+            self._locks = asyncio.Semaphore(2), asyncio.Lock()  # inside the loop that uses them
+        here, reading = self._locks
+        async with here:
+            async with reading:
+                array = await asyncio.to_thread(value.read)
+            await super()._open_and_write(array, tspec, ts_context)
 
 
 class _Lazy:
@@ -61,7 +69,8 @@ def write(
     """
     if shardings is None:
         registry = ocp.type_handlers.create_type_handler_registry((_Lazy, _Handler()))
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        # Weights hardly shrink: compression costs more time than it saves.
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
         flat = {path: _Lazy(tensor) for path, tensor in params.items()}
         how = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in flat}
         item = ocp.args.PyTreeSave(unflatten_dict(flat, sep="/"), unflatten_dict(how, sep="/"))
@@ -91,21 +100,56 @@ def place(tensor: Tensor, sharding: jax.sharding.Sharding, dtype: Any = None) ->
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
+class _Reader:
+    """Reads the parameters of one checkpoint, a group of neighbours at a time: each read costs a fixed time too."""
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+        self.leaves = rules.paths(checkpoint.parameter_metadata(folder))
+        self._averaged = checkpoint.averaged_paths(folder)
+        self._group: dict[str, jax.Array] = {}
+
+    def read(self, path: str) -> np.ndarray:
+        """The parameter at `path`, its average if there is one."""
+        if path not in self._group:
+            self._group = {}  # gone before the next ones come
+            self._group = self._restore(self._neighbours(path))
+        return np.asarray(self._group[path])
+
+    def _neighbours(self, path: str) -> list[str]:
+        """The parameters from `path` on that have room in `GROUP` bytes; at least that one."""
+        names = list(self.leaves)
+        chosen, total = [], 0
+        for name in names[names.index(path) :]:
+            leaf = self.leaves[name]
+            total += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+            if chosen and total > GROUP:
+                break
+            chosen.append(name)
+        return chosen
+
+    def _restore(self, names: list[str]) -> dict[str, jax.Array]:
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        wanted = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one)
+            for name, leaf in ((n, self.leaves[n]) for n in names)
+        }
+        averages = {name: w for name, w in wanted.items() if name in self._averaged}
+        others = {name: w for name, w in wanted.items() if name not in self._averaged}
+        found: dict[str, jax.Array] = {}
+        if others:
+            found |= checkpoint.read_some(self._folder, others)
+        if averages:
+            found |= checkpoint.read_average(self._folder, averages)
+        return found
+
+
 def open_params(folder: epath.Path) -> dict[str, Tensor]:
     """The parameters of the checkpoint directory `folder`, averages (EMA) in place of what they average."""
-    saved = checkpoint.parameter_metadata(folder)
-    averaged = checkpoint.averaged_paths(folder)
-
-    def read(path: str, leaf: Any) -> np.ndarray:
-        one = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        wanted = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one)
-        if path in averaged:
-            return np.asarray(checkpoint.read_average(folder, {path: wanted})[path])
-        return np.asarray(checkpoint.read_some(folder, {path: wanted})[path])
-
+    reader = _Reader(folder)
     return {
-        path: Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), lambda p=path, x=leaf: read(p, x))
-        for path, leaf in rules.paths(saved).items()
+        path: Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(reader.read, path))
+        for path, leaf in reader.leaves.items()
     }
 
 

@@ -2,12 +2,12 @@
 
 Libraries differ here, and the difference costs accuracy, so a checkpoint's format says which way is its own:
 
-| method              | who                                    | what                                                           |
-|---------------------|----------------------------------------|----------------------------------------------------------------|
-| `bicubic_antialias` | open_clip, timm                        | torch's `interpolate(mode="bicubic", antialias=True)`: a = -0.5|
-| `bicubic`           | transformers (CLIP, SigLIP, DINOv2)    | torch's `interpolate(mode="bicubic")`: a = -0.75, four taps    |
-| `linear`            | open_clip's text tables                | torch's `interpolate(mode="linear")`                           |
-| `zoom`              | big_vision                             | `scipy.ndimage.zoom(order=1)`: the corners stay the corners    |
+| method | who | what |
+|---|---|---|
+| `bicubic_antialias` | open_clip, timm | torch's `interpolate(mode="bicubic", antialias=True)`: a = -0.5 |
+| `bicubic` | transformers (CLIP, SigLIP, DINOv2) | torch's `interpolate(mode="bicubic")`: a = -0.75, four taps |
+| `linear` | open_clip's text tables | torch's `interpolate(mode="linear")` |
+| `zoom` | big_vision | `scipy.ndimage.zoom(order=1)`: the corners stay the corners |
 
 All are linear and separable: one small matrix an axis, computed in float64.
 """

@@ -1,4 +1,4 @@
-"""Shapes of a model's parameters, and of the tensors that a table makes of them."""
+"""Shapes of a model's parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from clipjax.convert.tables import KeyTable
 from clipjax.models import example_batch, make_model
 
 
@@ -16,9 +15,3 @@ def parameter_shapes(model: Mapping[str, Any]) -> Any:
     module = make_model({**dict(model), "attention": "einsum"})
     variables = jax.eval_shape(module.init, jax.random.key(0), example_batch(model))
     return nn.unbox(variables["params"])
-
-
-def tensor_shapes(table: KeyTable, model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a model in some format."""
-    shapes = {key: entry.shape for key, entry in table.entries(parameter_shapes(model)).items()}
-    return shapes | {key: array.shape for key, array in table.written.items()}

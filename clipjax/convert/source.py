@@ -1,4 +1,4 @@
-"""A checkpoint of any format as one thing: what it is, and its parameters, each of which is read when it is asked for."""
+"""A checkpoint of any format as one thing: what it is, and its parameters, each read when it is asked for."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,6 +25,9 @@ from clipjax.defaults import base_config
 from clipjax.errors import UserError
 
 OURS = "clipjax"
+
+# Beyond these a position table would be larger than any machine.
+LARGEST = {"size": 16_384, "length": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def open_source(
     options = options or formats.Options()
     path = hub.local(path)
     if form == OURS or (form is None and checkpoint.is_checkpoint(path)):
-        return _ours(path)
+        return _ours(path, options)
     weights = open_weights(path)
     name = form if form is not None else formats.recognise(weights)
     found = formats.get(name).describe(weights, options)
@@ -108,11 +111,19 @@ def _tokenizer(
     return tokenizer, ()
 
 
-def _ours(path: str | Path) -> Source:
+def _ours(path: str | Path, options: formats.Options) -> Source:
+    if options.model is not None:
+        raise UserError("A checkpoint of clipjax says which model it is; leave --model out.")
     folder = checkpoint.find(path)
     meta, packed = checkpoint.read_meta(folder)
     config = from_json(to_json(meta["config"]))
     tokenizer = None if packed["config"] is None else checkpoint.unpack_tokenizer(packed)
+    if options.tokenizer is not None:
+        if tokenizer is None:
+            raise UserError(
+                "This checkpoint has no text tower, so there is no use for a tokenizer."
+            )
+        tokenizer = make_tokenizer(options.tokenizer, config.model.text.length)
     origin = meta.get("origin", {})
     params = orbax.open_params(epath.Path(folder))
     checkpoint.check_shapes(params, parameter_shapes(config.model), str(path))
@@ -135,6 +146,8 @@ def resized(source: Source, size: int | None = None, length: int | None = None) 
     Raises:
       UserError: the model has no positions of that kind, or its tower cannot take the size.
     """
+    if size is None and length is None:
+        return source
     config = ConfigDict(source.config.to_dict(), type_safe=False)
     params = dict(source.params)
     for tower, field, value in (("image", "size", size), ("text", "length", length)):
@@ -142,8 +155,8 @@ def resized(source: Source, size: int | None = None, length: int | None = None) 
             continue
         if tower not in config.model:
             raise UserError(f"The model has no {tower} tower, so it has no {field} to change.")
-        if value < 1:
-            raise UserError(f"The {field} must be at least 1, not {value}.")
+        if not 1 <= value <= LARGEST[field]:
+            raise UserError(f"The {field} must be from 1 to {LARGEST[field]:,}, not {value}.")
         config.model[tower][field] = value
     tokenizer = source.tokenizer
     if length is not None and tokenizer is not None:
@@ -161,8 +174,8 @@ def resized(source: Source, size: int | None = None, length: int | None = None) 
             read = lambda t=tensor, n=wanted[path].shape[0]: resample_line(t.read(), n)  # noqa: E731
         else:
             raise UserError(
-                f"{path} has shape {list(tensor.shape)} and would need {list(wanted[path].shape)}; only positions can be "
-                "resampled."
+                f"{path} has shape {list(tensor.shape)} and would need {list(wanted[path].shape)}; only positions "
+                "can be resampled."
             )
         params[path] = Tensor(tuple(wanted[path].shape), tensor.dtype, read)
     return dataclasses.replace(source, config=config, params=params, tokenizer=tokenizer)

@@ -23,7 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from clipjax.convert.files import Tensor
-from clipjax.convert.layouts import AS_IS, Layout
+from clipjax.convert.layouts import AS_IS, Layout, fill
 from clipjax.errors import UserError
 
 STACKED = ("blocks", "experts")
@@ -238,7 +238,7 @@ class KeyTable:
             for entry, part in by_path[path]:
                 slot, whole = entry.slots[part], _read(tensors[entry.key])
                 laid = entry.layout.forward(_share(whole, entry, part), slot.shape)
-                array[slot.index] = laid
+                fill(array[(*slot.index, ...)], laid)
             return array
 
         result = {}
@@ -287,7 +287,9 @@ class KeyTable:
                     )
                 parts.append(entry.layout.inverse(array[slot.index]))
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            return np.ascontiguousarray(whole, dtype).reshape(entry.shape)
+            result = np.empty(entry.shape, dtype)
+            fill(result, whole)
+            return result
 
         result = {}
         for key, entry in self.entries(params).items():

@@ -1,7 +1,7 @@
 """timm's vision transformers by name: `vit_base_patch16_siglip_224`, `eva02_large_patch14_clip_336`, ...
 
-A name gives the arguments of timm's `VisionTransformer` or `Eva`; what a config.json of timm adds (`model_args`) goes on
-top of them; and the arguments give the image tower.
+A name gives the arguments of timm's `VisionTransformer` or `Eva`; what a config.json of timm adds (`model_args`) goes
+on top of them; and the arguments give the image tower.
 """
 
 import re
@@ -10,7 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clipjax.convert.express import identity
+from clipjax.convert import timm_names
+from clipjax.convert.express import differences
 from clipjax.errors import UserError
 from clipjax.models import image_section
 
@@ -42,9 +43,18 @@ _EVA = re.compile(r"eva02_(?P<size>[a-z]+)_patch(?P<patch>\d+)_clip_(?P<px>\d+)"
 _EVA_GIANT = re.compile(r"eva_giant_patch14(?P<clip>_clip)?_(?P<px>\d+)")
 
 # SigLIP's ports have the exact GELU but for these, whose training had the other one.
-_TANH = ("vit_so400m_patch16_siglip", "vit_giantopt_patch16_siglip")
+_TANH = (
+    "vit_base_patch32_siglip",
+    "vit_large_patch16_siglip_512",
+    "vit_large_patch16_siglip_gap_512",
+    "vit_so400m_patch16_siglip",
+    "vit_giantopt_patch16_siglip",
+)
 
-NAMES = "vit_SIZE_patchP[_clip|_clip_quickgelu|_siglip|_siglip_gap|_dinov2|_reg4_dinov2]_PX, eva02_SIZE_patchP_clip_PX, eva_giant_patch14_PX"
+NAMES = (
+    "vit_SIZE_patchP[_clip|_clip_quickgelu|_siglip|_siglip_gap|_dinov2|_reg4_dinov2]_PX, "
+    "eva02_SIZE_patchP_clip_PX, eva_giant_patch14_PX"
+)
 
 DEFAULTS: dict[str, Any] = dict(
     eva=False,
@@ -203,16 +213,10 @@ def image_tower(args: Mapping[str, Any]) -> ConfigDict:
     )
 
 
-def find(image: Mapping[str, Any]) -> str | None:
-    """The name of a timm model that is this image tower; None if there is none."""
-    kinds = ("", "_clip", "_clip_quickgelu", "_siglip", "_siglip_gap", "_dinov2", "_reg4_dinov2")
-    names = [
-        f"vit_{s}_patch{image['patch']}{kind}_{image['size']}" for s in _SIZES for kind in kinds
-    ]
-    names += [f"eva02_{s}_patch{image['patch']}_clip_{image['size']}" for s in _EVA_SIZES]
-    names += [f"eva_giant_patch14_clip_{image['size']}"]
-    wanted = identity({"image": image})
-    for name in names:
-        if identity({"image": image_tower(arguments(name))}) == wanted:
-            return name
-    return None
+def find(image: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The name of the timm model that comes nearest to an image tower, and in what it differs (`express.differences`)."""
+    wanted = {"image": image}
+    towers = {name: image_tower(arguments(name)) for name in timm_names.NAMES}
+    wrong = {name: differences(wanted, {"image": tower}) for name, tower in towers.items()}
+    nearest = min(wrong, key=lambda name: len(wrong[name]))
+    return nearest, wrong[nearest]

@@ -132,7 +132,10 @@ def place(size: tuple[int, int], side: int, resize: str) -> tuple[int, int, int,
     """How `fit` makes a frame of a picture of (width, height): its size in there, and the frame's left top corner."""
     if resize == "squash":
         return side, side, 0, 0
-    whole = min(size) if resize == "shortest" else max(size)
-    width, height = (max(1, int(side * s / whole)) for s in size)
+    if resize == "longest":
+        # As open_clip resizes and pads: the shorter side rounded, the odd pixel on the right and below.
+        width, height = (max(1, round(s / (max(size) / side))) for s in size)
+        return width, height, -((side - width) // 2), -((side - height) // 2)
+    width, height = (int(side * s / min(size)) for s in size)
     # As torchvision's centre crop: half of the difference, rounded.
     return width, height, round((width - side) / 2), round((height - side) / 2)

@@ -1,4 +1,4 @@
-"""The plain ViT CLIPs that the field knows by name, as one table.
+"""The CLIPs that the field knows by name, as one table of ViTs and one of ResNets.
 
 Names and numbers follow open_clip's model configs and big_vision's SigLIP configs. `model_config("ViT-B-16")` is the
 `model` section of a config; `-quickgelu` after a CLIP's name selects OpenAI's activation (the weights of OpenAI,
@@ -98,6 +98,25 @@ VARIANTS: dict[str, Variant] = {
     "ViT-gopt-16-SigLIP2-384": _siglip2(384, 16, G_OPT, SO),
 }
 
+
+class ResNetVariant(NamedTuple):
+    """One of OpenAI's ResNets; their text towers have 12 layers and heads of 64."""
+
+    size: int
+    layers: tuple[int, int, int, int]
+    width: int
+    text_width: int
+    embed_dim: int
+
+
+RESNETS = {
+    "RN50": ResNetVariant(224, (3, 4, 6, 3), 64, 512, 1024),
+    "RN101": ResNetVariant(224, (3, 4, 23, 3), 64, 512, 512),
+    "RN50x4": ResNetVariant(288, (4, 6, 10, 6), 80, 640, 640),
+    "RN50x16": ResNetVariant(384, (6, 8, 18, 8), 96, 768, 768),
+    "RN50x64": ResNetVariant(448, (3, 15, 36, 10), 128, 1024, 1024),
+}
+
 # What sets a family apart from the towers' defaults.
 IMAGE = {
     "clip": dict(pool="class", pre_norm=True, patch_bias=False, eps=1e-5, activation="gelu"),
@@ -125,8 +144,12 @@ def model_config(name: str) -> ConfigDict:
       UserError: there is no such variant (with the nearest name).
     """
     base, quick = name.removesuffix("-quickgelu"), name.endswith("-quickgelu")
+    if base in RESNETS:
+        return _resnet_config(RESNETS[base], quick)
     if base not in VARIANTS or (quick and VARIANTS[base].family != "clip"):
-        raise UserError(f"There is no model variant {name!r}{nearest(name, VARIANTS)}.")
+        raise UserError(
+            f"There is no model variant {name!r}{nearest(name, [*VARIANTS, *RESNETS])}."
+        )
     v = VARIANTS[base]
 
     def tower(t: Tower) -> dict[str, float]:
@@ -136,3 +159,17 @@ def model_config(name: str) -> ConfigDict:
     image = image_section(size=v.size, patch=v.patch, **IMAGE[v.family] | tower(v.image))
     text = text_section(length=v.length, vocab_size=v.vocab_size, **TEXT[v.family] | tower(v.text))
     return model_section(image, text, embed_dim=v.embed_dim, **MODEL[v.family])
+
+
+def _resnet_config(v: ResNetVariant, quick: bool) -> ConfigDict:
+    image = image_section(
+        "resnet", size=v.size, layers=v.layers, width=v.width, output_dim=v.embed_dim
+    )
+    text = text_section(
+        width=v.text_width,
+        heads=v.text_width // 64,
+        **TEXT["clip"] | (dict(activation="quick_gelu") if quick else {}),
+    )
+    return model_section(
+        image, text, embed_dim=v.embed_dim, image_projection="none", **MODEL["clip"]
+    )

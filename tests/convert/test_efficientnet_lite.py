@@ -51,8 +51,8 @@ def test_features_of_a_photograph_equal_torch(params, state, name, rows, columns
 def test_every_key_of_the_file_is_accounted_for(params, state):
     written = TABLE.from_params(params)
     for key, value in state.items():
-        if not TABLE.droppable(key):
+        if not TABLE.drops(key):
             np.testing.assert_array_equal(written.pop(key), value, err_msg=key)
     assert not written
-    dropped = [key for key in state if TABLE.droppable(key)]
+    dropped = [key for key in state if TABLE.drops(key)]
     assert len(dropped) == 2 + sum("num_batches_tracked" in key for key in state)

@@ -31,7 +31,7 @@ ARRAYS = {
 
 
 def described(arrays: dict[str, np.ndarray]) -> list[tuple]:
-    return [(key, x.shape, x.dtype, lambda x=x: x) for key, x in arrays.items()]
+    return [(key, x.shape, x.dtype, lambda x=x: x) for key, x in sorted(arrays.items())]
 
 
 def raw(header: object, data: bytes = b"", length: int | None = None) -> bytes:
@@ -63,6 +63,18 @@ def test_reads_what_the_library_wrote(write):
         assert array.tobytes() == value.tobytes()
         assert array.flags.aligned
         assert not array.size or not array.flags.owndata
+
+
+def test_tensors_are_asked_for_in_the_order_given(tmp_path):
+    asked = []
+    names = {"b": np.float32, "a": np.float32, "d": np.float16, "c": np.float32}
+    rows = [
+        (k, (3,), np.dtype(d), lambda k=k, d=d: asked.append(k) or np.zeros(3, d))
+        for k, d in names.items()
+    ]
+    write_safetensors(tmp_path / "x", rows)
+    assert asked == ["b", "a", "c", "d"]  # wider ones first
+    assert load_file(tmp_path / "x").keys() == names.keys()
 
 
 def test_writes_what_the_library_writes(tmp_path):
@@ -117,7 +129,7 @@ def test_strided_and_converted_arrays_are_written_in_order(tmp_path):
 
 def test_shards(tmp_path):
     arrays = {f"w{i}": np.full(10, i, np.float32) for i in range(4)}
-    arrays["big"] = np.zeros(100, np.float32)
+    arrays["z"] = np.zeros(100, np.float32)
     files = write_safetensors(tmp_path / "out", described(arrays), max_shard_bytes=80)
     names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     assert [file.name for file in files] == [*names, "model.safetensors.index.json"]
@@ -128,7 +140,7 @@ def test_shards(tmp_path):
         "w1": names[0],
         "w2": names[1],
         "w3": names[1],
-        "big": names[2],
+        "z": names[2],
     }
     for key, array in read_all(open_sharded(files[-1]).tensors).items():
         np.testing.assert_array_equal(array, arrays[key])

@@ -1,21 +1,35 @@
 """Preprocessing by name and by what a checkpoint says, and CLIP's against pixels that others recorded."""
 
 import importlib.metadata
+import importlib.util
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from clipjax.data.images import decode, fit, flatten
+from clipjax.data.drawings import Drawings
+from clipjax.data.images import check_fit, decode, fit, flatten
+from clipjax.data.naflex import naflex_size, patches
 from clipjax.data.presets import (
     CLIP_MEAN,
     CLIP_STD,
     PRESETS,
+    Preset,
     from_hugging_face,
     from_open_clip,
+    naflex_patches,
     preset,
+    to_hugging_face,
+    to_open_clip,
 )
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
+
+GOLDEN = Path(__file__).parent / "golden" / "presets.npz"
+NAFLEX = Preset("naflex", "bilinear", (0.5,) * 3, (0.5,) * 3)
+WHITE = Preset("longest", "bicubic", CLIP_MEAN, CLIP_STD)
 
 OPEN_CLIP = {
     "size": [224, 224],
@@ -121,6 +135,120 @@ def test_checkpoints_of_hugging_face():
 def test_what_clipjax_does_not_do_is_refused(read, config, message):
     with pytest.raises(UserError, match=message):
         read(config)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """Of tools/make_preset_goldens.py: levels that transformers and open_clip made, and the files that they read."""
+    with np.load(GOLDEN) as file:
+        found = dict(file)
+    return json.loads(str(found.pop("about"))), found
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    if importlib.util.find_spec("skimage") is None:
+        pytest.skip("needs scikit-image, for its photographs")
+    import skimage.data
+
+    drawing = next(iter(Drawings("seen")))["image"][0]
+    return {
+        "astronaut": skimage.data.astronaut()[:256, 100:300],
+        "coffee": skimage.data.coffee()[100:200],
+        "chelsea": skimage.data.chelsea(),
+        "rocket": skimage.data.rocket()[:, :623],
+        "drawing": np.asarray(flatten(Image.fromarray(drawing)))[:, 4:52],
+    }
+
+
+def test_what_is_written_for_transformers_is_what_it_read(golden, pictures):
+    about, levels = golden
+    kinds = {
+        "clip": (PRESETS["clip"], "clip"),
+        "siglip": (PRESETS["siglip"], "siglip"),
+        "dinov2": (PRESETS["imagenet"], "dinov2"),
+        "veclip": (PRESETS["veclip"], "metaclip_2"),
+        "naflex": (NAFLEX, "siglip2"),
+    }
+    assert about["hugging_face"].keys() == kinds.keys()
+    for kind, (chosen, model_type) in kinds.items():
+        written = to_hugging_face(chosen, 24, model_type, patch=6, max_patches=22)
+        assert written == about["hugging_face"][kind]
+        naflex = chosen.resize == "naflex"
+        assert from_hugging_face(written) == (chosen, None if naflex else 24)
+        if naflex:
+            assert naflex_patches(written) == (6, 22)
+        for name, picture in pictures.items():
+            wanted = levels[f"hugging_face/{kind}/{name}"].astype(int)
+            if naflex:
+                found, grid = patches(picture, 6, 22, chosen.interpolation)
+                assert found.shape == (22, 108)
+                assert found.dtype == np.uint8
+                assert np.prod(grid) == len(wanted)
+                assert not found[len(wanted) :].any()
+                found = found[: len(wanted)]
+            else:
+                found = fit(Image.fromarray(picture), 24, chosen.resize, chosen.interpolation)
+            if name == "rocket" and chosen.resize == "shortest":
+                # Eleven columns too many: torchvision, and so clipjax, leaves out six on the left, transformers five.
+                found, wanted = found[:, :-1], wanted[:, 1:]
+            assert np.abs(found - wanted).max() <= 1
+
+
+def test_what_is_written_for_open_clip_is_what_it_read(golden, pictures):
+    about, levels = golden
+    kinds = {
+        "shortest": PRESETS["clip"],
+        "bilinear": PRESETS["veclip"],
+        "squash": PRESETS["siglip"],
+        "longest": WHITE,
+    }
+    assert about["open_clip"].keys() == kinds.keys()
+    for kind, chosen in kinds.items():
+        written = to_open_clip(chosen, 24)
+        assert written == about["open_clip"][kind]
+        assert from_open_clip(written) == (chosen, 24)
+        for name, picture in pictures.items():
+            wanted = levels[f"open_clip/{kind}/{name}"].astype(int)
+            found = fit(Image.fromarray(picture), 24, chosen.resize, chosen.interpolation)
+            assert np.abs(found - wanted).max() <= 1
+
+
+def test_pictures_of_any_shape_have_the_sizes_of_transformers(golden):
+    rows = golden[0]["naflex_sizes"]
+    assert len(rows) == 500
+    for height, width, patch, most, *wanted in rows:
+        assert list(naflex_size(height, width, patch, most)) == wanted
+
+
+def test_patches_are_flattened_by_row_column_and_channel():
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(
+        4, 6, 3
+    )  # 2 x 3 patches of 2 px, as it is
+    found, grid = patches(Image.fromarray(picture), 2, 7)
+    assert grid == (2, 3)
+    assert found[4].tolist() == picture[2:4, 2:4].ravel().tolist()
+    assert not found[6].any()
+
+
+def test_siglip_2_says_what_it_leaves_out():
+    said = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 16, "resample": 2}
+    assert from_hugging_face(said) == (NAFLEX, None)
+    assert naflex_patches(said) == (16, 256)
+    assert from_hugging_face({"max_num_patches": 400, "resample": 3})[0].interpolation == "bicubic"
+    with pytest.raises(UserError, match="resample 5"):
+        from_hugging_face(said | {"resample": 5})
+
+
+def test_what_others_cannot_do_is_refused():
+    with pytest.raises(UserError, match=r"image processor for .*'longest'"):
+        to_hugging_face(WHITE, 224, "clip")
+    with pytest.raises(UserError, match="any shape"):
+        to_open_clip(NAFLEX, 224)
+    with pytest.raises(UserError, match="interpolation='lanczos'"):
+        to_open_clip(PRESETS["clip"]._replace(interpolation="lanczos"), 224)
+    with pytest.raises(UserError, match="embedded but not trained on"):
+        check_fit("naflex", "bilinear")
 
 
 def test_by_name():

@@ -148,7 +148,7 @@ def test_half_precision_is_close(params):
     assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("kind", ["linear", "bias", "mlp", "none"])
+@pytest.mark.parametrize("kind", ["linear", "bias", "mlp", "mlp_half", "none"])
 def test_projections(kind):
     x = RNG.normal(size=(3, 6)).astype(np.float32)
     module = Projection(kind, 6 if kind == "none" else 4)
@@ -159,6 +159,13 @@ def test_projections(kind):
     exact = oracle.float64(params)
     if kind == "mlp":
         assert params["fc_in"]["kernel"].shape == (6, 12)
+        wanted = oracle.mlp(x.astype(np.float64), exact, "gelu")
+    elif kind == "mlp_half":
+        assert {p: leaf["kernel"].shape for p, leaf in params.items()} == {
+            "fc_in": (6, 5),
+            "fc_out": (5, 4),
+        }
+        assert all(leaf.keys() == {"kernel"} for leaf in params.values())
         wanted = oracle.mlp(x.astype(np.float64), exact, "gelu")
     else:
         assert ("bias" in params["out"]) is (kind == "bias")

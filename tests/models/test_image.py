@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformer_oracle as oracle
+from derivatives import assert_gradients
 
+from clipjax import rules
 from clipjax.errors import UserError
 from clipjax.models.image import ViT, sincos_2d
 from clipjax.models.patches import kept_patches
@@ -28,6 +30,27 @@ SEEDS = np.array([5, 9], np.uint32)
         {"positions": "sincos_2d", "activation": "quick_gelu"},
         {"stem": "conv", "pool": "average", "width": 16},
         {"size": 18},  # two columns and rows of pixels fill no patch
+        {  # EVA-02
+            **dict(mlp="swiglu", mlp_norm=True, attention_norm=True, key_bias=False, width=16),
+            **dict(rope="eva", rope_grid=3, patch_bias=True, pre_norm=False, mlp_ratio=8 / 3),
+        },
+        {"norm_order": "post", "key_bias": False, "pre_norm": False},  # EVA-02-E
+        {"rope": "mlcd", "positions": "none", "final_norm": "pooled", "width": 16},  # MLCD
+        {  # Perception Encoder
+            **dict(rope="pe", rope_grid=6, width=16, pool="map", class_token=True),
+            **dict(pool_heads=4, pool_mlp_ratio=2.0),
+        },
+        {"rope": "pe", "width": 16, "pool": "map", "registers": 1},
+        {"rope": "mlcd", "registers": 2, "width": 16},
+        {"registers": 4, "class_position": False, "layer_scale": 1e-2},  # DINOv2 with registers
+        {"positions": "sincos_2d", "class_position": False},
+        {"pool": "average", "class_token": True, "final_norm": "pooled"},  # CLIPA
+        {"pool": "attention", "class_token": True, "pool_queries": 5, "pool_heads": 4},  # CoCa
+        {
+            **dict(pool="attention", pool_queries=3, pool_width=12, registers=1),
+            **dict(final_norm="pooled", positions="none"),
+        },
+        {"qkv_bias": False, "positions": "none"},
     ],
     ids=str,
 )
@@ -39,7 +62,10 @@ def test_equals_the_oracle(settings):
     pooled, tokens = jax.jit(module.apply)({"params": params}, images)
     wanted = oracle.vit(oracle.float64(params), images.astype(np.float64), module)
     # Neither the class token nor the registers are among the tokens.
-    assert tokens.shape == (2, (side // module.patch) ** 2, module.width)
+    wanted_shape = (2, (side // module.patch) ** 2, module.width)
+    if module.pool == "attention":
+        wanted_shape = (2, module.pool_queries - 1, module.pool_width or module.width)
+    assert tokens.shape == wanted_shape
     np.testing.assert_allclose(pooled, wanted[0], rtol=5e-5, atol=5e-5)
     np.testing.assert_allclose(tokens, wanted[1], rtol=5e-5, atol=5e-5)
 
@@ -55,6 +81,43 @@ def test_sincos_positions():
     assert len({tuple(line) for line in table.round(5)}) == 15
     with pytest.raises(UserError, match="that 4 divides, not 18"):
         sincos_2d(2, 2, 18)
+
+
+def test_names_and_shapes():
+    def shapes(**settings):
+        return {
+            path: leaf.shape
+            for path, leaf in rules.paths(
+                oracle.random_params(VIT.clone(**settings), IMAGES)
+            ).items()
+        }
+
+    plain = shapes()
+    assert plain["position_embedding"] == (17, 8)
+    assert shapes(class_position=False)["position_embedding"] == (16, 8)
+    assert "position_embedding" not in shapes(positions="none")
+    assert shapes(rope="eva", heads=1).keys() == plain.keys()
+    assert shapes(rope="mlcd", heads=1)["rope_class"] == (1, 4)
+    assert "rope_class" not in shapes(rope="mlcd", heads=1, pool="average")
+    assert shapes(pool="average", class_token=True) == plain
+    pooled = shapes(pool="attention", pool_queries=3, pool_width=12)
+    assert {p: s for p, s in pooled.items() if p.startswith(("pool/", "norm_post"))} == {
+        "pool/query": (3, 12),
+        "pool/norm_query/scale": (12,),
+        "pool/norm_query/bias": (12,),
+        "pool/norm_key/scale": (8,),
+        "pool/norm_key/bias": (8,),
+        "pool/to_query/kernel": (12, 12),
+        "pool/to_query/bias": (12,),
+        "pool/to_key/kernel": (8, 12),
+        "pool/to_key/bias": (12,),
+        "pool/to_value/kernel": (8, 12),
+        "pool/to_value/bias": (12,),
+        "pool/out/kernel": (12, 12),
+        "pool/out/bias": (12,),
+        "norm_post/scale": (12,),
+        "norm_post/bias": (12,),
+    }
 
 
 def test_sincos_positions_are_no_parameters():
@@ -127,6 +190,35 @@ def test_dropped_patches_keep_their_positions():
     np.testing.assert_allclose(some, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("rope", ["eva", "mlcd"])
+def test_dropped_patches_keep_their_rotation(rope):
+    """Leaving patches out is the same as hiding them from everyone, wherever they stand."""
+    module = VIT.clone(patch_dropout=0.5, depth=1, width=16, rope=rope, positions="none")
+    params = oracle.random_params(module, IMAGES)
+    pooled, _ = jax.jit(module.apply)({"params": params}, IMAGES, sample_seed=SEEDS)
+    exact = oracle.float64(params)
+    kept = np.asarray(kept_patches(16, 0.5, jnp.asarray(SEEDS)))
+    for b, image in enumerate(IMAGES.astype(np.float64)):
+        x = oracle.patches(image, exact["stem"], 4)
+        x = np.concatenate([exact["class_token"], x])
+        x = oracle.layer_norm(x, exact["norm_pre"], module.eps)
+        seen = np.isin(np.arange(17), [0, *(kept[b] + 1)])
+        rotation = oracle.rope_angles(module, exact, True)
+        x = oracle.transformer(x, exact["transformer"], module, np.tile(seen, (17, 1)), rotation)
+        wanted = oracle.layer_norm(x, exact["norm_post"], module.eps)[0]
+        np.testing.assert_allclose(pooled[b], wanted, rtol=5e-5, atol=5e-5)
+
+
+def test_learned_rotation_of_the_class_token_trains():
+    module = VIT.clone(depth=1, width=16, rope="mlcd", positions="none")
+    params = oracle.random_params(module, IMAGES)
+    weight = np.random.default_rng(2).normal(size=(2, 16)).astype(np.float32)
+    loss = lambda p: jnp.sum(weight * module.apply({"params": p}, IMAGES)[0])  # noqa: E731
+    exact = lambda p: np.sum(weight * oracle.vit(p, IMAGES.astype(np.float64), module)[0])  # noqa: E731
+    gradient = assert_gradients(loss, exact, params)
+    assert np.abs(gradient["rope_class"]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -136,6 +228,12 @@ def test_dropped_patches_keep_their_positions():
         ({"stem": "conv", "patch": 6, "size": 18}, "no power of 2"),
         ({"patch": 32}, "cannot be cut"),
         ({"patch_dropout": 1.0}, "below 1"),
+        ({"rope": "ewa"}, "rope cannot be 'ewa' .did you mean 'eva'"),
+        ({"rope": "eva", "heads": 4}, "that 4 divides, not 2"),
+        ({"class_token": False}, "pool='class' needs a class token"),
+        ({"pool": "attention", "pool_queries": 0}, "pool_queries must be at least 1"),
+        ({"pool": "attention", "pool_width": 7}, "7 cannot be split into 2 heads"),
+        ({"mlp": "swiglue"}, "did you mean 'swiglu'"),
         ({"depth": 0}, "at least 1 layer, not 0"),
         ({"heads": 0}, "at least 1 head, not 0"),
         ({"size": 32}, r"takes pictures \[32, 32, 3\], not \[16, 16, 3\]"),

@@ -9,6 +9,7 @@ import pytest
 import transformer_oracle as oracle
 from derivatives import assert_gradients
 from flax import linen as nn
+from program import tpu_text
 
 from clipjax import rules
 from clipjax.errors import UserError
@@ -229,6 +230,24 @@ def test_tpus_sort():
 
     assert primitives("tpu").count("ragged_dot") >= 2
     assert "ragged_dot" not in primitives("gpu")
+
+
+def test_what_tpus_make_of_it():
+    """The real compiler, no TPU: kernels for groups of rows, and no exchange of tokens between devices."""
+    options = dataclasses.replace(OPTIONS, mlp_dim=256, dtype="bfloat16")
+    module = Transformer(
+        4, options, moe_layers=2
+    )  # parameters are split over `data` here, layer by layer
+    x = jax.ShapeDtypeStruct((8, 64, 128), jnp.bfloat16)
+    params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), x))
+
+    def loss(args):
+        x, params = args
+        return jnp.sum(module.apply(params, x).astype(jnp.float32))
+
+    text = tpu_text(jax.grad(loss), (x, params), mesh={"data": 2, "expert": 2})
+    assert "ragged-dot" in text
+    assert "all-to-all" not in text
 
 
 def test_half_precision_is_close(compute):

@@ -16,8 +16,8 @@ from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
 from clipjax.models import example_batch, image_section, make_model, model_section, text_section
 from clipjax.models.bert import Bert
-from clipjax.models.quantize import KINDS, quantized_matmul
 from clipjax.models.options import BlockOptions
+from clipjax.models.quantize import KINDS, quantized_matmul
 from clipjax.models.transformer import Transformer
 from clipjax.step import init_state, make_losses, make_parts, make_step
 from clipjax.workdir import claim, resolve

@@ -23,6 +23,12 @@ MASK = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 1]], bool)
         {"attention": "full", "pool": "map", "qk_norm": True},
         {"pool": "map", "layer_scale": 0.1, "mlp_ratio": 2.5, "depth": 1},
         {"pool": "last", "end_token": 0},
+        {"pool": "first", "attention": "full"},
+        {"final_norm": "pooled"},
+        {"final_norm": "pooled", "pool": "map"},
+        {"class_token": True, "pool": "class", "final_norm": "pooled"},  # CoCa
+        {"class_token": True, "pool": "class", "class_mask": "aligned", "attention": "full"},
+        {"class_token": True, "pool": "last", "pad_id": 3},
     ],
     ids=str,
 )
@@ -79,6 +85,42 @@ def test_shorter_texts_use_the_first_positions(params):
     np.testing.assert_allclose(short, encode(params, IDS)[1][:, :4], atol=1e-6)
 
 
+CLASS = dict(class_token=True, pool="class")
+
+
+@pytest.fixture(scope="module")
+def class_params():
+    params = oracle.random_params(TEXT.clone(**CLASS), IDS)
+    assert params["class_token"].shape == (1, 8)
+    assert params["position_embedding"].shape == (7, 8)
+    return params
+
+
+@pytest.mark.parametrize("mask", ["aligned", "shifted"])
+def test_the_class_token_sees_no_padding(class_params, mask):
+    """But, as CoCa's weights were trained, the first padding token, where the mask is shifted."""
+    ids = np.array([[1, END, 0, 0, 0, 0]], np.int32)
+    settings = CLASS | dict(class_mask=mask)
+    pooled, tokens = encode(class_params, ids, **settings)
+    assert tokens.shape == (1, 6, 8)
+    rows = class_params["token_embedding"].copy()
+    rows[0] = rows[5]  # what padding looks like
+    changed, _ = encode(class_params | {"token_embedding": rows}, ids, **settings)
+    assert np.allclose(pooled, changed, atol=1e-6) == (mask == "aligned")
+    # Without the second padding token, and all that follow, nothing changes either way.
+    seen = np.array([[1, 1, 1, 0, 0, 0]], bool)
+    np.testing.assert_allclose(pooled, encode(class_params, ids, seen, **settings)[0], atol=1e-6)
+
+
+def test_the_class_token_does_not_change_the_tokens(class_params):
+    """It stands behind them, and causal attention does not look back from the front."""
+    full = np.array([[1, 2, 3, 4, 5, END]], np.int32)
+    plain = {k: v for k, v in class_params.items() if k != "class_token"}
+    plain["position_embedding"] = class_params["position_embedding"][:6]
+    tokens = encode(plain, full)[1]
+    np.testing.assert_allclose(encode(class_params, full, **CLASS)[1], tokens, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -86,6 +128,9 @@ def test_shorter_texts_use_the_first_positions(params):
         ({"attention": "casual"}, "did you mean 'causal'"),
         ({"pool": "eos"}, "pool cannot be 'eos'"),
         ({"heads": 3}, "cannot be split into 3 heads"),
+        ({"pool": "class"}, "needs class_token=True"),
+        ({"class_mask": "shift"}, "did you mean 'shifted'"),
+        ({"final_norm": "token"}, "did you mean 'tokens'"),
     ],
     ids=str,
 )

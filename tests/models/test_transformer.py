@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformer_oracle as oracle
+from derivatives import assert_gradients
 
 from clipjax import flops
 from clipjax.errors import UserError
@@ -119,6 +120,26 @@ def test_map_pool(masked):
         for x, s in zip(X.astype(np.float64), seen, strict=True)
     ]
     close(found, np.stack(wanted))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_pool(masked):
+    """CoCa's: as many answers as queries, of another width than the tokens."""
+    module = AttentionPool(queries=3, width=12, heads=4, eps=1e-3)
+    params = oracle.random_params(module, X)
+    seen = MASK[:, 0, 0] if masked else np.ones((2, 5), bool)
+    found = jax.jit(module.apply)({"params": params}, X, seen if masked else None)
+
+    def exact(params):
+        rows = zip(X.astype(np.float64), seen, strict=True)
+        return np.stack([oracle.attention_pool(x, params["params"], 4, 1e-3, s) for x, s in rows])
+
+    wanted = exact({"params": oracle.float64(params)})
+    assert wanted.shape == (2, 3, 12)
+    close(found, wanted)
+    weight = RNG.normal(size=wanted.shape).astype(np.float32)
+    loss = lambda p: jnp.sum(weight * module.apply(p, X, seen))  # noqa: E731
+    assert_gradients(loss, lambda p: np.sum(weight * exact(p)), {"params": params})
 
 
 def value_and_gradients(module, params):

@@ -8,7 +8,7 @@ from flax import linen as nn
 from clipjax import flops, rules
 from clipjax.errors import UserError
 from clipjax.models import example_batch, make_model
-from clipjax.models.variants import VARIANTS, model_config
+from clipjax.models.variants import RESNETS, VARIANTS, model_config
 
 # Millions of parameters and forward GFLOPs a pair (2 for each multiply-add): open_clip's model_profile.csv.
 PUBLISHED = {
@@ -138,3 +138,23 @@ def test_siglip_settings():
 def test_refusals(name):
     with pytest.raises(UserError, match="ViT-B-16"):
         model_config(name)
+
+
+# open_clip's: parameters of the image tower, its running means and variances, the text tower's parameters.
+RESNET_COUNTS = {
+    "RN50": (38_316_896, 53_248, 63_690_240),
+    "RN101": (56_259_936, 105_472, 63_428_096),
+    "RN50x4": (87_137_080, 109_760, 91_163_520),
+    "RN50x16": (167_328_912, 193_920, 123_650_304),
+    "RN50x64": (420_380_352, 410_624, 202_877_952),
+}
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_resnets(name):
+    _, params, _ = abstract(name)
+    weights, statistics, text = RESNET_COUNTS[name]
+    assert size(params["image"]) == weights + statistics
+    assert size([params["text"], params["text_head"]]) == text
+    quick = model_config(f"{name}-quickgelu")
+    assert quick.text.activation == "quick_gelu"

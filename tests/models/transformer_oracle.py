@@ -214,7 +214,7 @@ def sincos(row, column, width):
 
 
 def resampled(line_G, length):
-    """A line at another length: bilinear, antialiased, ends cut off, as torch's `interpolate` counts pixels' centres."""
+    """A line at another length: bilinear, antialiased, cut off at the ends, with the places of pixels' centres."""
     scale = len(line_G) / length
     reach = max(scale, 1.0)
     out = []

@@ -35,7 +35,9 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
 ) -> list[Path]:
-    """Writes tensors as safetensors, laid out as the library does it.
+    """Writes tensors as safetensors: wider dtypes first, so that all are aligned, and else in the order given.
+
+    Given by name, they lie as the library lays them. The order is the caller's, as it may be what makes reading cheap.
 
     Each file is written under a temporary name, flushed to the disk, and renamed when it is whole; of several, the
     index is the last.
@@ -141,7 +143,7 @@ def _header(items: list[_Item], metadata: dict[str, str]) -> bytes:
 
 def _write(path: Path, items: list[_Item], metadata: dict[str, str]) -> None:
     # The largest dtypes first: so every tensor is aligned, whatever the shapes.
-    items = sorted(items, key=lambda item: (-_RANKS[item.dtype], item.key))
+    items = sorted(items, key=lambda item: -_RANKS[item.dtype])
     with path.open("xb") as file:
         file.write(_header(items, metadata))
         for item in items:

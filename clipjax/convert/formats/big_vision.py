@@ -1,8 +1,8 @@
 """big_vision's `.npz` of two-tower models: CLIP, SigLIP, SigLIP 2 (NaFlex too), scanned or not.
 
-There is no config: all but three things follow from the shapes. Texts are pooled at their last token and eps is 1e-6, as
-in all of its released image-text models; and a size that the patch does not divide (384 px in patches of 14) is taken for
-the part that is seen (378); give --size then.
+There is no config: all but three things follow from the shapes. Texts are pooled at their last token and eps is 1e-6,
+as in all of its released image-text models; and a size that the patch does not divide (384 px in patches of 14) is taken
+for the part that is seen (378); give --size then.
 """
 
 import math
@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from clipjax.convert.express import check_expressed, check_named, check_preset
 from clipjax.convert.formats.base import Description, Export, Options, Weights
 from clipjax.convert.layouts import AS_IS, LEADING_1, ONE, split_axis, with_shape
-from clipjax.convert.shapes import tensor_shapes
 from clipjax.convert.tables import KeyTable, Row
 from clipjax.data.presets import PRESETS
 from clipjax.data.tokenizers import Tokenizer
@@ -211,18 +210,40 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     check_named(model, "big_vision", image=("vit",), text=("transformer",))
     naflex = model.image.positions == "naflex"
     preset = PRESET._replace(**({"resize": "naflex"} if naflex else {}))
-    keys = table(model, hints)
-    understood = _model(tensor_shapes(keys, model))
-    understood.image.size = _seen(model.image, understood.image)
-    check_expressed(model, understood, "big_vision")
+    check_expressed(model, _as_big_visions(model), "big_vision")
     check_preset(config, preset, "big_vision", free=("interpolation",))
-    return Export(keys, "model.npz")
+    return Export(table(model, hints), "model.npz")
 
 
-def _seen(image: ConfigDict, understood: ConfigDict) -> int:
-    """The size, where only its part that the patches fill could be told."""
-    return (
-        image.size
-        if image.size // image.patch * image.patch == understood.size
-        else understood.size
+def _as_big_visions(model: ConfigDict) -> ConfigDict:
+    """What a file makes of a model: big_vision's in its sizes, whatever else it is."""
+    image, text = model.image, model.text
+    projected = model.image_projection != "none"
+    return model_section(
+        image_section(
+            size=image.size,
+            patch=image.patch,
+            pool=image.pool if image.pool in ("map", "average", "class") else "map",
+            positions=image.positions if image.positions in ("learned", "naflex") else "learned",
+            class_position=False,
+            pre_norm=False,
+            patch_bias=True,
+            **_sizes(image),
+        ),
+        text_section(
+            length=text.length,
+            vocab_size=text.vocab_size,
+            attention="full",
+            pool="last",
+            **_sizes(text),
+        ),
+        embed_dim=model.embed_dim if projected else image.width,
+        image_projection="bias" if projected else "none",
+        text_projection="none" if model.text_projection == "none" else "bias",
+        init_bias=model.init_bias,
     )
+
+
+def _sizes(tower: ConfigDict) -> dict[str, Any]:
+    sizes = {name: tower[name] for name in ("width", "depth", "heads", "mlp_ratio")}
+    return sizes | dict(activation="gelu_tanh", eps=_EPS)

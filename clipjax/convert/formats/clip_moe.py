@@ -1,7 +1,7 @@
 """CLIP-MoE (arXiv 2409.19291): Long-CLIP whose last blocks have several experts in place of the MLP.
 
-How many experts a token is sent to is not in the file: two, as in all released models, unless --model=top1 (or top3, ...)
-says otherwise.
+How many experts a token is sent to is not in the file: two, as in all released models, unless --model=top1 (or top3,
+...) says otherwise.
 """
 
 import functools
@@ -13,12 +13,11 @@ from ml_collections import ConfigDict
 
 from clipjax.convert.blocks import IMAGE_BLOCKS, TEXT_BLOCKS, openai_block
 from clipjax.convert.clip_keys import logit_rows, text_rows, vit_rows
-from clipjax.convert.clip_shapes import Shapes, clip_model
+from clipjax.convert.clip_shapes import Shapes, as_clips, clip_model
 from clipjax.convert.express import check_expressed, check_named, check_preset
 from clipjax.convert.formats.base import Description, Export, Options, Weights
 from clipjax.convert.formats.long_clip import POSITIONS, position_rows
 from clipjax.convert.layouts import LINEAR
-from clipjax.convert.shapes import tensor_shapes
 from clipjax.convert.tables import KeyTable, Row
 from clipjax.data.presets import PRESETS
 from clipjax.data.tokenizers import Tokenizer
@@ -41,7 +40,8 @@ def describe(weights: Weights, options: Options) -> Description:
     chosen = re.fullmatch(r"top([1-9]\d*)", options.model or f"top{_USUAL}")
     if chosen is None:
         raise UserError(
-            f"--model={options.model!r}: a CLIP-MoE says all but how many experts a token is sent to; write --model=top2."
+            f"--model={options.model!r}: a CLIP-MoE says all but how many experts a token is sent to; write "
+            "--model=top2."
         )
     model = _model({k: t.shape for k, t in weights.tensors.items()}, int(chosen[1]))
     text = model.text
@@ -122,19 +122,17 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     check_preset(config, PRESETS["clip"], "CLIP-MoE")
     if not (model.image.experts or model.text.experts):
         raise UserError(
-            "CLIP-MoE is for models with experts; write this one for openai or long_clip."
+            "CLIP-MoE is for models with experts (model.image.experts, model.text.experts), and this one has none; write "
+            "it for openai or long_clip."
         )
     keys = table(model, hints.get("long", True))
-    towers = [tower for tower in (model.image, model.text) if tower.experts]
-    understood = _model(tensor_shapes(keys, model), towers[0].experts_per_token)
-    check_expressed(_explicit(model), understood, "CLIP-MoE")
+    understood = as_clips(model, "CLIP-MoE")
+    towers = [tower for tower in ("image", "text") if model[tower].experts]
+    for tower in towers:
+        understood[tower].update(
+            experts=model[tower].experts,
+            experts_per_token=model[towers[0]].experts_per_token,  # one number for all
+            moe_layers=model[tower].moe_layers,
+        )
+    check_expressed(model, understood, "CLIP-MoE")
     return Export(keys, "model.safetensors")
-
-
-def _explicit(model: ConfigDict) -> ConfigDict:
-    """The same model with the number of its blocks of experts written out."""
-    model = ConfigDict(model.to_dict(), type_safe=False)
-    for tower in (model.image, model.text):
-        if tower.experts and not tower.moe_layers:
-            tower.moe_layers = tower.depth
-    return model

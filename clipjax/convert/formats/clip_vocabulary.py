@@ -42,8 +42,12 @@ def vocabulary_files() -> dict[str, bytes]:
     }
 
 
-def tokenizer_json() -> dict[str, Any]:
-    """The tokenizer.json of OpenAI's checkpoints: Unicode's composed form, single spaces, lower case, then words."""
+def tokenizer_json(lower: bool = True) -> dict[str, Any]:
+    """The tokenizer.json of OpenAI's checkpoints: Unicode's composed form, single spaces, lower case, then words.
+
+    Args:
+      lower: False leaves the case as it is; contractions ('s) are still one word in any.
+    """
     symbols = vocabulary()
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     space = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
@@ -54,18 +58,23 @@ def tokenizer_json() -> dict[str, Any]:
         "added_tokens": [{"id": symbols[token], "content": token, **flags} for token in (SOT, EOT)],
         "normalizer": {
             "type": "Sequence",
-            "normalizers": [{"type": "NFC"}, space, {"type": "Lowercase"}],
+            "normalizers": [{"type": "NFC"}, space, *([{"type": "Lowercase"}] if lower else [])],
         },
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
                 {
                     "type": "Split",
-                    "pattern": {"Regex": _WORDS},
+                    "pattern": {"Regex": _WORDS if lower else f"(?i:{_WORDS})"},
                     "behavior": "Removed",
                     "invert": True,
                 },
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": lower,  # GPT-2's words, which would part 'S
+                },
             ],
         },
         "post_processor": {

@@ -12,11 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clipjax.convert.clip_keys import logit_rows, text_rows, vit_rows
-from clipjax.convert.clip_shapes import clip_model
+from clipjax.convert.clip_shapes import as_clips, clip_model
 from clipjax.convert.express import check_expressed, check_named, check_preset
 from clipjax.convert.formats.base import Description, Export, Options, Weights
 from clipjax.convert.layouts import Layout
-from clipjax.convert.shapes import tensor_shapes
 from clipjax.convert.tables import KeyTable, Row
 from clipjax.data.presets import PRESETS
 from clipjax.data.tokenizers import Tokenizer
@@ -82,9 +81,7 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     check_preset(config, PRESETS["clip"], "Long-CLIP")
     if config.model.text.length <= KEPT:
         raise UserError(
-            f"Long-CLIP is for texts of more than {KEPT} tokens, not {config.model.text.length}."
+            f"Long-CLIP is for texts of more than {KEPT} tokens, and model.text.length = {config.model.text.length}."
         )
-    keys = table(config.model)
-    understood = clip_model(tensor_shapes(keys, config.model), quick_gelu=True)
-    check_expressed(config.model, understood, "Long-CLIP")
-    return Export(keys, "model.safetensors")
+    check_expressed(config.model, as_clips(config.model, "Long-CLIP"), "Long-CLIP")
+    return Export(table(config.model), "model.safetensors")

@@ -160,7 +160,7 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     described = open_clip_config.from_model(model, hints)
     was = hints.get("layout", {})
     shapes = {"logit_scale": (1,) if described.get("nonscalar_logit_scale") else ()}
-    layout = open_clip_config.Layout.of(described, shapes, was.get("hf_config"), was.get("timm"))
+    layout = open_clip_config.Layout.of(described, shapes, was.get("hf_config"))
     check_expressed(model, open_clip_config.to_model(described, layout), "open_clip")
     files: dict[str, bytes] = {}
     if tokenizer is not None:

@@ -18,10 +18,9 @@ from clipjax.convert.clip_keys import (
     text_rows,
     vit_rows,
 )
-from clipjax.convert.clip_shapes import clip_model
+from clipjax.convert.clip_shapes import as_clips, clip_model
 from clipjax.convert.express import check_expressed, check_named, check_preset
 from clipjax.convert.formats.base import Description, Export, Options, Weights
-from clipjax.convert.shapes import tensor_shapes
 from clipjax.convert.tables import KeyTable
 from clipjax.data.presets import PRESETS
 from clipjax.data.tokenizers import Tokenizer
@@ -75,7 +74,5 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
         raise UserError("OpenAI's format has CLIP's own tokenizer, and this model has another one.")
     check_named(config.model, "OpenAI's format", image=("vit", "resnet"), text=("transformer",))
     check_preset(config, PRESETS["clip"], "OpenAI's format")
-    keys = table(config.model)
-    understood = clip_model(tensor_shapes(keys, config.model), quick_gelu=True)
-    check_expressed(config.model, understood, "OpenAI's format")
-    return Export(keys, "model.safetensors")
+    check_expressed(config.model, as_clips(config.model, "OpenAI's format"), "OpenAI's format")
+    return Export(table(config.model), "model.safetensors")

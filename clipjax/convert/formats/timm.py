@@ -6,11 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clipjax.convert import timm_keys
+from clipjax.convert import timm_keys, timm_models
 from clipjax.convert.express import check_expressed, check_named
 from clipjax.convert.formats.base import Description, Export, Options, Weights
 from clipjax.convert.tables import KeyTable
-from clipjax.convert.timm_models import arguments, image_tower
 from clipjax.data.presets import PRESETS, Preset
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.errors import UserError
@@ -20,6 +19,9 @@ NAME = "timm"
 
 # DINOv2's own files predate timm: the token of masked patches is of the pretraining only.
 _DROPPABLE = ("mask_token",)
+
+# What clipjax calls a way to resize, and timm.
+_CROPS = {"shortest": "center", "squash": "squash"}
 
 
 def recognise(weights: Weights) -> bool:
@@ -40,13 +42,13 @@ def describe(weights: Weights, options: Options) -> Description:
             f"{str(weights.path)!r} does not say which of timm's models it is; add --model=NAME, such as "
             "vit_base_patch16_siglip_224."
         )
-    args = arguments(name, config.get("model_args"))
+    args = timm_models.arguments(name, config.get("model_args"))
     if "global_pool" in config:
         args["global_pool"] = config["global_pool"]
     model = _model(args, weights.tensors)
     notes: tuple[str, ...] = ()
     if "pretrained_cfg" in config:
-        preset = _preset(config["pretrained_cfg"])
+        preset, notes = _preset(config["pretrained_cfg"])
     else:
         preset = PRESETS["inception"]
         notes = ("There is no config.json; pictures are prepared as timm's ViTs mostly are.",)
@@ -57,7 +59,7 @@ def describe(weights: Weights, options: Options) -> Description:
 def _model(args: Mapping[str, Any], tensors: Mapping[str, Any]) -> ConfigDict:
     head = "head.weight" in tensors
     return model_section(
-        image_tower(args),
+        timm_models.image_tower(args),
         kind="image_encoder",
         embed_dim=tensors["head.weight"].shape[0] if head else args["embed_dim"],
         image_projection="bias" if head else "none",
@@ -68,11 +70,17 @@ def _table(args: Mapping[str, Any]) -> KeyTable:
     return KeyTable("a ViT of timm", timm_keys.rows(args), _DROPPABLE, tuple(timm_keys.zeros(args)))
 
 
-def _preset(config: Mapping[str, Any]) -> Preset:
-    """timm resizes to size / crop_pct and crops; clipjax resizes to what it crops."""
+def _preset(config: Mapping[str, Any]) -> tuple[Preset, tuple[str, ...]]:
+    """How pictures are prepared, and what of it clipjax does otherwise."""
     interpolation = config.get("interpolation", "bicubic")
     resize = "squash" if config.get("crop_mode") == "squash" else "shortest"
-    return Preset(resize, interpolation, tuple(config["mean"]), tuple(config["std"]))
+    part = config.get("crop_pct", 0.875)
+    notes: tuple[str, ...] = ()
+    if part != 1:
+        notes = (
+            f"timm makes pictures of size / {part} and cuts out the middle; clipjax makes them of the size itself.",
+        )
+    return Preset(resize, interpolation, tuple(config["mean"]), tuple(config["std"])), notes
 
 
 def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, Any]) -> Export:
@@ -80,41 +88,71 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     del tokenizer
     model = config.model
     check_named(model, "timm", image=("vit",))
-    if "timm" not in hints:
-        raise UserError(
-            "timm builds a model by its name, and this one was not read from timm's format; write it for open_clip or "
-            "transformers."
-        )
-    args = dict(hints["timm_args"]) | dict(img_size=model.image.size)
+    name, args = _named(model, hints)
+    args |= dict(img_size=model.image.size)
     table = _table(args)
     understood = model_section(
-        image_tower(args),
+        timm_models.image_tower(args),
         kind="image_encoder",
         embed_dim=model.embed_dim,
         image_projection=model.image_projection,
     )
-    check_expressed(model, understood, f"timm's {hints['timm']!r}")
+    check_expressed(model, understood, f"timm's {name!r}")
     head = model.embed_dim if model.image_projection == "bias" else 0
-    preset = Preset.of(config)
-    pretrained = dict(hints.get("pretrained_cfg", {})) | dict(
-        input_size=[3, model.image.size, model.image.size],
-        mean=list(preset.mean),
-        std=list(preset.std),
-        interpolation=preset.interpolation,
-        num_classes=head,
-    )
     described = dict(
-        architecture=hints["timm"].partition(".")[0],
+        architecture=name.partition(".")[0],
         num_classes=head,
         num_features=model.image.width,
         global_pool=args["global_pool"],
-        model_args=_model_args(hints["timm"], args),
-        pretrained_cfg=pretrained,
+        model_args=_model_args(name, args),
+        pretrained_cfg=_pretrained(config, hints, head),
     )
     files = {"config.json": (json.dumps(described, indent=2) + "\n").encode()}
     return Export(table, "model.safetensors", files, {"format": "pt"})
 
 
+def _named(model: ConfigDict, hints: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of the architecture that a model came as, or of one that it is; and its arguments.
+
+    Raises:
+      UserError: timm has no such model by a name; what the nearest cannot express is named.
+    """
+    if "timm" in hints:
+        return hints["timm"], dict(hints["timm_args"])
+    name, wrong = timm_models.find(model.image)
+    if wrong:
+        raise UserError(
+            f"timm builds a model by its name, and the nearest, {name!r}, cannot express {', '.join(wrong)}."
+        )
+    return name, timm_models.arguments(name)
+
+
+def _pretrained(config: ConfigDict, hints: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """How timm prepares pictures.
+
+    Raises:
+      UserError: otherwise than this model's are prepared.
+    """
+    preset, size = Preset.of(config), config.model.image.size
+    if preset.resize not in _CROPS:
+        raise UserError(
+            f"timm cannot express preprocess.resize = {preset.resize!r}; it has {' and '.join(map(repr, _CROPS))}."
+        )
+    # It would resize to size / 0.875 if it was not told.
+    return (
+        dict(crop_pct=1.0)
+        | dict(hints.get("pretrained_cfg", {}))
+        | dict(
+            input_size=[3, size, size],
+            mean=list(preset.mean),
+            std=list(preset.std),
+            interpolation=preset.interpolation,
+            crop_mode=_CROPS[preset.resize],
+            num_classes=classes,
+        )
+    )
+
+
 def _model_args(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """What the name alone does not say."""
-    return {key: value for key, value in args.items() if value != arguments(name)[key]}
+    return {key: value for key, value in args.items() if value != timm_models.arguments(name)[key]}

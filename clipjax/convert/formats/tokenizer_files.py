@@ -241,11 +241,11 @@ def _of_clip(clean: str, family: str, hints: Mapping[str, Any], length: int) -> 
         if came is not None:
             return came
         files = {TOKENIZER_JSON: content} | _vocabulary_files(file)
-        return files | small_contents(named, "CLIPTokenizer", _INPUTS["clip"], length)
-    composed, space, _ = file["normalizer"]["normalizers"]
-    file["normalizer"]["normalizers"] = [composed, space]
-    file = tokenizer_json.with_settings(file, "none" if clean == "whitespace" else clean)
-    return {TOKENIZER_JSON: _compact(file)} | small_contents(named, PLAIN, _INPUTS["clip"], length)
+        return files | small_contents(named, "CLIPTokenizer", _INPUTS[family], length)
+    file = tokenizer_json.with_settings(
+        clip_vocabulary.tokenizer_json(lower=False), "none" if clean == "whitespace" else clean
+    )
+    return {TOKENIZER_JSON: _compact(file)} | small_contents(named, PLAIN, _INPUTS[family], length)
 
 
 def is_siglips(settings: Mapping[str, Any], content: bytes) -> bool:

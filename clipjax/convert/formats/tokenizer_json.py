@@ -85,18 +85,23 @@ def with_settings(
     bos_id: int | None = None,
     eos_id: int | None = None,
 ) -> dict[str, Any]:
-    """The file that does itself what the tokenizer kind `hf_json` does around it with these settings."""
+    """The file that does itself what the tokenizer kind `hf_json` does around it with these settings.
+
+    Raises:
+      UserError: ids around those of the file, for which there is no post-processor.
+    """
     changed = dict(file)
     if steps := _CLEANINGS[clean]:
         own = file.get("normalizer")
         own = own["normalizers"] if own and own["type"] == "Sequence" else [own] if own else []
         changed["normalizer"] = {"type": "Sequence", "normalizers": [*steps, *own]}
-    if not file_specials or bos_id is not None or eos_id is not None:
-        added = _template(file, bos_id, eos_id)
-        own = file.get("post_processor")
-        if file_specials and own:
-            added = {"type": "Sequence", "processors": [own, added]}
-        changed["post_processor"] = added
+    if file_specials and (bos_id is not None or eos_id is not None):
+        raise UserError(
+            "A tokenizer.json cannot hold ids around those that it has already (bos_id, eos_id); set file_specials=False, "
+            "and bos_id and eos_id to all there is."
+        )
+    if not file_specials:
+        changed["post_processor"] = _template(file, bos_id, eos_id)
     return changed
 
 

@@ -12,12 +12,13 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from clipjax.convert.express import check_expressed
+from clipjax.convert.express import differences
 from clipjax.convert.formats.base import Description, Export, Options, Weights
 from clipjax.convert.formats.hugging_face import bert, clip, dinov2, mlcd, siglip
 from clipjax.convert.formats.tokenizer_files import find_hugging_face, hugging_face_files
@@ -25,6 +26,7 @@ from clipjax.convert.shapes import parameter_shapes
 from clipjax.data.presets import Preset, from_hugging_face, to_hugging_face
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.errors import UserError
+from clipjax.models import TOWERS
 from clipjax.registry import nearest
 
 NAME = "hugging_face"
@@ -106,29 +108,41 @@ def _preset(
 
 def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, Any]) -> Export:
     """A directory that `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load."""
-    model, reasons = config.model, []
+    model = config.model
     shapes = parameter_shapes(model)
+    described, family = _described(model, flatten_dict(shapes, sep="/").keys(), hints)
+    table = family.table(model)
+    table.entries(shapes)  # all parameters have a place
+    if _single(model) and not hints.get("prefixed", True):
+        table = table.without(family.PREFIXES)
+    files = _files(config, tokenizer, described, hints)
+    return Export(table, "model.safetensors", files, {"format": "pt"})
+
+
+def _described(
+    model: ConfigDict, paths: Set[str], hints: Mapping[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    """The config.json of a model and its family.
+
+    Raises:
+      UserError: no model type is this model; what the nearest cannot express is named.
+    """
+    kinds = [(kind, f) for f in FAMILIES for kind in f.WRITTEN if f.fits(model)]
+    if not kinds:
+        towers = " and ".join(f"model.{t}.kind = {model[t].kind!r}" for t in TOWERS if t in model)
+        raise UserError(f"transformers has no model with {towers}; write open_clip's format.")
     # The type that it came as is tried first.
-    kinds = [(kind, family) for family in FAMILIES for kind in family.WRITTEN]
     came = str(hints.get("model_type", ""))
-    for kind, family in sorted(kinds, key=lambda pair: not came.startswith(pair[0])):
-        if not family.fits(model):
-            continue
-        try:
-            described = family.from_model(model, kind)
-            table = family.table(model)
-            understood = family.to_model(described, table.entries(shapes).keys())
-            check_expressed(model, understood, f"transformers' model type {kind!r}")
-        except UserError as error:
-            reasons.append(str(error))
-            continue
-        if _single(model) and not hints.get("prefixed", True):
-            table = table.without(family.PREFIXES)
-        files = _files(config, tokenizer, described, hints)
-        return Export(table, "model.safetensors", files, {"format": "pt"})
-    if not reasons:
-        reasons = ["No model of transformers that clipjax writes has these towers."]
-    raise UserError(" ".join(reasons))
+    kinds.sort(key=lambda pair: -len(pair[0]) if came.startswith(pair[0]) else 0)
+    misfits: dict[str, list[str]] = {}
+    for kind, family in kinds:
+        described = family.from_model(model, kind)
+        keys = {row.source for row in family.table(model).rows if paths >= {*row.targets}}
+        misfits[kind] = differences(model, family.to_model(described, keys))
+        if not misfits[kind]:
+            return described, family
+    kind, wrong = min(misfits.items(), key=lambda item: len(item[1]))
+    raise UserError(f"transformers' model type {kind!r} cannot express {', '.join(wrong)}.")
 
 
 def _files(
@@ -142,7 +156,11 @@ def _files(
     files: dict[str, Any] = {}
     if "image" in model:
         files["preprocessor_config.json"] = to_hugging_face(
-            Preset.of(config), model.image.size, kind, model.image.get("patch")
+            Preset.of(config),
+            model.image.size,
+            kind,
+            model.image.get("patch"),
+            (model.image.size // model.image.patch) ** 2,
         )
     pool = described.pop(bert.POOLING, None)
     if pool is not None:

@@ -30,8 +30,15 @@ def activation(name: str) -> str:
 
 
 def activation_name(ours: str) -> str:
-    """Its name in transformers."""
-    return next(name for name, meaning in _ACTIVATIONS.items() if meaning == ours)
+    """Its name in transformers.
+
+    Raises:
+      UserError: these models have no such activation.
+    """
+    for name, meaning in _ACTIVATIONS.items():
+        if meaning == ours:
+            return name
+    raise UserError(f"transformers' models of these families cannot express activation = {ours!r}.")
 
 
 def square(value: Any, what: str) -> int:
