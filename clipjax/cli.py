@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.command} takes no --config.* overrides")
     settle_simulated_devices()
-    if argv is None and args.command not in ("show", "plan", "data", "convert"):
+    if argv is None and args.command not in ("show", "plan", "data"):
         restart_with_huge_pages()
     # Orbax tells on standard error how long it waited and the like; its errors still show.
     logging.set_verbosity(logging.ERROR)

@@ -18,8 +18,8 @@ from clipjax.convert.formats import Options
 from clipjax.convert.orbax import place
 from clipjax.convert.source import open_source, resized
 from clipjax.convert.tokenizer_option import section
-from clipjax.data.bad import BadRecord
 from clipjax.data import naflex
+from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode, fit, flatten
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.errors import UserError

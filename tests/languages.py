@@ -3,6 +3,7 @@
 tools/make_tokenizer_goldens.py records what other libraries make of them, the tests what clipjax does.
 """
 
+import functools
 import gzip
 import hashlib
 import importlib.resources
@@ -58,8 +59,13 @@ def names() -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def strings() -> Iterator[tuple[str, list[str], list[str]]]:
+@functools.cache
+def strings() -> tuple[tuple[str, list[str], list[str]], ...]:
     """(language, plain strings, hard strings): 90 and 100 of every language."""
+    return tuple(_strings())
+
+
+def _strings() -> Iterator[tuple[str, list[str], list[str]]]:
     for language, known in names().items():
         plain, hard = [], []
         for i in range(PER_LANGUAGE):

@@ -8,6 +8,7 @@ Euclidean norm of the difference over that of the exact array. docs/precision.md
 """
 
 import argparse
+import dataclasses
 import functools
 import os
 import re
@@ -128,10 +129,12 @@ def tower() -> None:
     import jax.numpy as jnp
     from flax import linen as nn
 
+    from clipjax.models.options import BlockOptions
     from clipjax.models.transformer import Transformer
 
     x, weight = draw(8, 50, 256), draw(8, 50, 256)
-    exact = Transformer(depth=6, heads=4, mlp_dim=1024)
+    options = BlockOptions(heads=4, mlp_dim=1024)
+    exact = Transformer(6, options)
     params = nn.unbox(jax.jit(exact.init)(jax.random.key(0), x)["params"])
 
     def run(module):
@@ -147,7 +150,8 @@ def tower() -> None:
     print("| dtype, quantize | output | all gradients | cosine of all gradients | lowest cosine |")
     print("|---|---|---|---|---|")
     for dtype, kind in (("bfloat16", None), ("bfloat16", "int8"), ("bfloat16", "fp8")):
-        found_y, found = run(exact.clone(dtype=dtype, quantize=kind))
+        changed = dataclasses.replace(options, dtype=dtype, quantize=kind)
+        found_y, found = run(exact.clone(options=changed))
         leaves = jax.tree.leaves(found)
         each = [cosine([a], [b]) for a, b in zip(leaves, wanted, strict=True)]
         cells = [f"{apart([found_y], [y]):.2%}", f"{apart(leaves, wanted):.2%}"]
@@ -218,6 +222,7 @@ def memory() -> None:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from clipjax.mesh import make_mesh
+    from clipjax.models.options import BlockOptions
     from clipjax.models.splash import _blocks
     from clipjax.models.transformer import Transformer
     from clipjax.plan.topology import find
@@ -227,8 +232,9 @@ def memory() -> None:
     mesh = make_mesh({"data": 4}, topology.devices)
 
     def compiled(tokens: int, implementation: str) -> float:
-        plain = Transformer(4, 16, 4 * width, dtype="bfloat16")
-        module = plain.clone(attention_impl=implementation)
+        options = BlockOptions(heads=16, mlp_dim=4 * width, dtype="bfloat16")
+        plain = Transformer(4, options)
+        module = Transformer(4, dataclasses.replace(options, attention_impl=implementation))
 
         def loss(params, x):
             return jnp.sum(module.apply(params, x).astype(jnp.float32))

@@ -16,7 +16,26 @@ import tarfile
 from drawings_sources import CLDR
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "tests/data/golden/language_names.json.gz"
-LOCALES = "bg ca cs fi hu is kk kn lo lt mn ne nl ro si sr sv zu".split()
+LOCALES = [
+    "bg",
+    "ca",
+    "cs",
+    "fi",
+    "hu",
+    "is",
+    "kk",
+    "kn",
+    "lo",
+    "lt",
+    "mn",
+    "ne",
+    "nl",
+    "ro",
+    "si",
+    "sr",
+    "sv",
+    "zu",
+]
 COUNT = 100  # per language
 
 

@@ -29,11 +29,12 @@ import transformers
 from clip_bpe_strings import EMOJI, NASTY, PHRASES, Strings
 from tokenizers import Tokenizer, models, trainers
 
-TESTS = pathlib.Path(__file__).resolve().parents[1] / "tests"
-GOLDEN = TESTS / "data/golden/tokenizers.json.gz"
-DIRECTORIES = TESTS / "data/golden/tokenizer_files.json.gz"
-sys.path.append(str(TESTS))
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
 import languages
+
+GOLDENS = pathlib.Path(languages.__file__).parent / "data" / "golden"
+GOLDEN = GOLDENS / "tokenizers.json.gz"
+DIRECTORIES = GOLDENS / "tokenizer_files.json.gz"
 
 LENGTHS = (64, 8)
 VOCABULARY = 800

@@ -165,7 +165,8 @@ def recorded(kind: str, theirs: languages.Rows, ours: Tokenizer, named: str) -> 
     for text, differs in zip(texts, apart, strict=True):
         if differs and languages.comparable(kind, text):
             raise SystemExit(f"{named}: clipjax differs on {text!r}")
-    shown, differ = len(texts) - len(every), int(apart.sum())
+    shown = len(texts) - len(every)
+    differ = int(apart[shown:].sum())
     print(f"{named}: {count:,} strings equal; of all {len(every):,}, {differ} differ")
     rows = wanted[:shown].tolist()
     return {"languages": hashes, "strings": count, "differ": differ, "rows": rows}

@@ -18,7 +18,7 @@ from clipjax.convert.files import Tensor
 from clipjax.errors import UserError
 
 # Bytes of one chunk on disk: what is compressed at a time, and what a device must read at least.
-CHUNK = 64 * 2**20
+CHUNK = 32 * 2**20
 
 # Bytes of parameters that are read together.
 GROUP = 512 * 2**20

@@ -13,8 +13,10 @@ that no more than one (stack) of them is in memory beside what the caller keeps.
 import dataclasses
 import functools
 import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -235,10 +237,15 @@ class KeyTable:
 
         def read(path: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
             array = np.zeros(shape, dtype)
-            for entry, part in by_path[path]:
-                slot, whole = entry.slots[part], _read(tensors[entry.key])
-                laid = entry.layout.forward(_share(whole, entry, part), slot.shape)
+
+            def place(part: tuple[Entry, int]) -> None:
+                entry, number = part
+                slot, whole = entry.slots[number], _read(tensors[entry.key])
+                laid = entry.layout.forward(_share(whole, entry, number), slot.shape)
                 fill(array[(*slot.index, ...)], laid)
+
+            # The layers of a stack side by side: copying is what takes the time.
+            list(threads().map(place, by_path[path]))
             return array
 
         result = {}
@@ -309,6 +316,12 @@ class KeyTable:
             key: tensor.read()
             for key, tensor in self.tensors(flatten_dict(params, sep="/")).items()
         }
+
+
+@functools.cache
+def threads() -> ThreadPoolExecutor:
+    """One for each core, for the whole process."""
+    return ThreadPoolExecutor(os.cpu_count(), "clipjax-tables")
 
 
 def _read(tensor: Any) -> np.ndarray:

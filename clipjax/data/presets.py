@@ -193,10 +193,10 @@ def to_hugging_face(
 
     Args:
       preset: how pictures are prepared.
-      size: of the model's pictures in px; not used with "naflex".
+      size: of the model's pictures in px; of its grid of positions with "naflex".
       model_type: of the config.json beside it.
       patch: side of a patch in px, for "naflex".
-      max_patches: highest number of patches of a picture, for "naflex".
+      max_patches: highest number of patches of a picture, for "naflex"; those of the grid if it is None.
 
     Raises:
       UserError: the preset fits the longer side, which transformers' image processors do not do.
@@ -205,7 +205,7 @@ def to_hugging_face(
     if preset.resize == "naflex":
         described = {
             "image_processor_type": "Siglip2ImageProcessor",
-            "max_num_patches": max_patches,
+            "max_num_patches": max_patches or (size // patch) ** 2,
             "patch_size": patch,
         }
     elif preset.resize == "squash":

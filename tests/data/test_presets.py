@@ -235,6 +235,7 @@ def test_siglip_2_says_what_it_leaves_out():
     said = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 16, "resample": 2}
     assert from_hugging_face(said) == (NAFLEX, None)
     assert naflex_patches(said) == (16, 256)
+    assert naflex_patches(to_hugging_face(NAFLEX, 256, "siglip2", 16)) == (16, 256)
     assert from_hugging_face({"max_num_patches": 400, "resample": 3})[0].interpolation == "bicubic"
     with pytest.raises(UserError, match="resample 5"):
         from_hugging_face(said | {"resample": 5})

@@ -207,6 +207,36 @@ def test_meshes_change_nothing(mesh, compute, wanted):
     jax.tree.map(close, found, single)
 
 
+def test_rows_of_other_devices_may_hold_anything(monkeypatch, wanted):
+    """A product of groups says nothing about rows of no group, nor about their derivatives: on TPUs, old memory."""
+    ragged_dot = jax.lax.ragged_dot
+
+    def spoilt(x, sizes):
+        return jnp.where((jnp.arange(len(x)) < jnp.sum(sizes))[:, None], x, jnp.nan)
+
+    @jax.custom_vjp
+    def careless(x, kernel, sizes):
+        return spoilt(ragged_dot(x, kernel, sizes), sizes)
+
+    def forward(x, kernel, sizes):
+        return careless(x, kernel, sizes), (x, kernel, sizes)
+
+    def backward(kept, dy):
+        x, kernel, sizes = kept
+        _, pull = jax.vjp(lambda x, kernel: ragged_dot(x, kernel, sizes), x, kernel)
+        dx, dkernel = pull(dy)
+        return spoilt(dx, sizes), dkernel, None
+
+    careless.defvjp(forward, backward)
+    monkeypatch.setattr(jax.lax, "ragged_dot", careless)
+    monkeypatch.setattr(experts, "_every", experts._sorted)
+    params, single = wanted
+    with jax.set_mesh(make_mesh({"data": 2, "expert": 4})):
+        found = gradients(STACK, params)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-5)  # noqa: E731
+    jax.tree.map(close, found, single)
+
+
 def test_experts_are_split_over_their_axis():
     mesh = make_mesh({"data": 2, "expert": 4})
     boxed = jax.eval_shape(STACK.init, jax.random.key(0), X)["params"]

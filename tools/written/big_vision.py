@@ -113,7 +113,7 @@ def _ids(inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
 
 
 def _by_names(arrays: Arrays) -> Embed:
-    """transformers' SigLIP; of an image tower with a class token, timm's ViT."""
+    """Transformers' SigLIP; of an image tower with a class token, timm's ViT."""
     naflex = arrays["img/embedding/kernel"].ndim == 2
     kernel = arrays["img/embedding/kernel"].shape
     patch = round((kernel[0] / 3) ** 0.5) if naflex else kernel[0]

@@ -25,7 +25,7 @@ from clipjax.convert.shapes import parameter_shapes
 from clipjax.data.presets import PRESETS, Preset
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.defaults import base_config
-from clipjax.models import image_section, make_model, model_section, text_section
+from clipjax.models import make_model, model_section, text_section
 from clipjax.models.variants import model_config
 from clipjax.workdir import versions
 
@@ -33,13 +33,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOKENIZERS = REPOSITORY / "tests" / "data" / "golden" / "tokenizers.json.gz"
 
 # open_clip knows a trunk of timm by its name only: these are tiny ones, and timm gets to know them, too.
-_ARGUMENTS = dict(img_size=24, patch_size=8, embed_dim=36, depth=2, num_heads=3, mlp_ratio=100 / 36)
 TIMM_NAMES = {
-    f"vit_{size}_patch8_{kind}_24": {"architecture": real, "model_args": _ARGUMENTS}
-    for size, kind, real in (
-        ("nano", "siglip", "vit_base_patch16_siglip_224"),
-        ("nano", "siglip_gap", "vit_base_patch16_siglip_gap_224"),
-        ("so400nano", "siglip", "vit_so400m_patch16_siglip_256"),
+    name: {
+        "architecture": real,
+        "model_args": dict(
+            img_size=24, patch_size=8, embed_dim=36, depth=2, num_heads=3, mlp_ratio=ratio
+        ),
+    }
+    for name, real, ratio in (
+        ("vit_nano_patch8_siglip_24", "vit_base_patch16_siglip_224", 100 / 36),
+        ("vit_nano_patch8_siglip_gap_24", "vit_base_patch16_siglip_gap_224", 100 / 36),
+        ("vit_so400nano_patch8_siglip_24", "vit_so400m_patch16_siglip_256", 100 / 36),
+        ("vit_nano_patch8_dinov2", "vit_base_patch14_dinov2", 3),
     )
 }
 
@@ -149,7 +154,7 @@ def _own() -> list[Origin]:
         _ours("clipjax_clip_quickgelu", quick, PRESETS["clip"], clip),
         _ours("clipjax_clip_other_pixels", plain, PRESETS["veclip"], clip),
         _ours("clipjax_clip_squash", plain, PRESETS["siglip"], clip),
-        _ours("clipjax_clip_no_clean", plain, PRESETS["clip"], clip | {"clean": "none"}),
+        _ours("clipjax_clip_whitespace", plain, PRESETS["clip"], clip | {"clean": "whitespace"}),
         _ours(
             "clipjax_clip_canonicalize", plain, PRESETS["clip"], clip | {"clean": "canonicalize"}
         ),
@@ -304,7 +309,7 @@ def _ids(text: Mapping[str, Any], tokenizer: Any) -> np.ndarray:
     if tokenizer is not None and not isinstance(tokenizer, Absent):
         return tokenizer(list(TEXTS))
     length, pad = text["length"], text.get("pad_id", 0)
-    end = text.get("end_token", text["vocab_size"] - 1)
+    end = min(text.get("end_token", 49407), text["vocab_size"] - 1)
     rows = [[3, 4, 5, end], [9, 8, 11, 12, 13, end], [*range(3, 2 + length), end]]
     return np.array([row + [pad] * (length - len(row)) for row in rows], np.int32)
 

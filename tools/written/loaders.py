@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import os
-import sys
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import safetensors.torch
 import timm
 import torch
 import transformers
-from parity import open_clip_files
+from parity import open_clip_files, research
 from PIL import Image
 
 from written import big_vision
@@ -237,12 +236,15 @@ def _timm(folder: Path, case: Mapping[str, Any]) -> Loaded:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
-    return Loaded(
+    loaded = Loaded(
         f"timm.{type(model).__name__}",
         lambda inputs: {"image_embedding": model(nchw(inputs["image"]))},
-        pixels={"transform": lambda picture: _nhwc(transform(picture))},
         wrong=_compared(model, _keys(folder)),
     )
+    # A directory that came from timm keeps a margin that timm cuts off, and clipjax does not.
+    if config["crop_pct"] == 1:
+        loaded.pixels["transform"] = lambda picture: _nhwc(transform(picture))
+    return loaded
 
 
 def _state(folder: Path) -> dict[str, torch.Tensor]:
@@ -272,20 +274,11 @@ def _openai(folder: Path, case: Mapping[str, Any]) -> Loaded:
     return Loaded("open_clip.openai", _dual(model), wrong=_compared(model, keys))
 
 
-def _checkout(checkout: Path, *names: str) -> Any:
-    """A module of a checkout that is no package."""
-    sys.path.insert(0, str(checkout))
-    try:
-        return __import__(".".join(names), fromlist=["_"])
-    finally:
-        sys.path.pop(0)
-
-
 def _long_clip(folder: Path, case: Mapping[str, Any], checkout: Path | None) -> Loaded:
     del case
     if checkout is None:
         raise FileNotFoundError("no checkout of Long-CLIP is given (--long-clip)")
-    module = _checkout(checkout, "model", "model_longclip")
+    module = research._module(checkout / "model" / "model_longclip.py")
     state = _state(folder)
     with _in_float32(module, "convert_weights"):
         model = module.build_model(dict(state), load_from_clip=False)
@@ -295,7 +288,7 @@ def _long_clip(folder: Path, case: Mapping[str, Any], checkout: Path | None) -> 
 def _clip_moe(folder: Path, case: Mapping[str, Any], checkout: Path | None) -> Loaded:
     if checkout is None:
         raise FileNotFoundError("no checkout of CLIP-MoE is given (--clip-moe)")
-    module = _checkout(checkout, "clipmoe", "model_clipmoe")
+    module = research._module(checkout / "clipmoe" / "model_clipmoe.py")
     state, said = _state(folder), case["experts"]
     arguments = [said[name] for name in ("num_experts", "top_k", "dropout", "moe_layers")]
     with _in_float32(module, "convert_weights"):

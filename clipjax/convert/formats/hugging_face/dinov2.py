@@ -69,7 +69,7 @@ def from_model(model: Mapping[str, Any], kind: str) -> dict[str, Any]:
     ratios = range(1, 33)
     fitting = [r for r in ratios if (swiglu_width(width * r) if swiglu else width * r) == hidden]
     config |= dict(
-        mlp_ratio=fitting[0] if fitting else hidden / width,
+        mlp_ratio=fitting[0] if fitting else max(1, hidden // width),  # whole numbers only
         use_swiglu_ffn=swiglu,
         qkv_bias=image["qkv_bias"],
         layerscale_value=1.0,
