@@ -46,7 +46,11 @@ def base_config() -> ConfigDict:
                 "max_bad_fraction": 0.01,
                 "record_ids": False,
             },
-            "preprocess": {"resize": "shortest", "interpolation": "bicubic"},
+            "preprocess": {
+                "resize": "shortest",
+                "interpolation": "bicubic",
+                "crop_fraction": 1.0,  # share of the resized side that "shortest" keeps
+            },
             "optim": {
                 "name": "adamw",
                 "lr": 5e-4,

@@ -56,7 +56,8 @@ def test_eval_equals_the_results_in_the_run(tiny_run, tmp_path, capsys):
         assert line["metrics"] == wanted[name]["metrics"]
         for key, value in wanted[name]["protocol"].items():
             assert line["protocol"][key] == value
-        assert line["protocol"]["preprocess"] == {"resize": "squash", "interpolation": "bicubic"}
+        wanted_fit = {"resize": "squash", "interpolation": "bicubic", "crop_fraction": 1.0}
+        assert line["protocol"]["preprocess"] == wanted_fit
         assert line["protocol"]["tokenizer"]["kind"] == "clip_bpe"
         assert line["protocol"]["dtype"] == "float32"
         for metric, value in line["metrics"].items():

@@ -27,7 +27,7 @@ from typing import Any
 import sentencepiece
 import transformers
 from clip_bpe_strings import EMOJI, NASTY, PHRASES, Strings
-from tokenizers import Tokenizer, models, trainers
+from tokenizers import AddedToken, Tokenizer, models, trainers
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
 import languages
@@ -127,7 +127,8 @@ def reference(family: str, path: pathlib.Path) -> Callable[[list[str], int], lis
     if family == "siglip":
         made = transformers.SiglipTokenizer(str(path))
     elif family == "siglip2":
-        model = json.loads(path.read_bytes())["model"]
+        file = json.loads(path.read_bytes())
+        model = file["model"]
         merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
         made = transformers.Siglip2Tokenizer(
             vocab=model["vocab"],
@@ -136,6 +137,9 @@ def reference(family: str, path: pathlib.Path) -> Callable[[list[str], int], lis
             add_bos_token=False,
             add_eos_token=True,
         )
+        for token in file["added_tokens"]:  # Of Gemma's, HTML's tags among others.
+            flags = {name: value for name, value in token.items() if name not in ("id", "content")}
+            made.add_tokens(AddedToken(token["content"], **flags))
     else:
         pad = "[PAD]" if family == "bert" else "<pad>"
         made = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token=pad)

@@ -53,7 +53,7 @@ def augment(
     picture: Picture,
     size: int,
     settings: Mapping[str, Any],
-    fitting: Mapping[str, str],
+    fitting: Mapping[str, Any],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, Geometry]:
     """One random view of a picture: uint8 [size, size, 3], and where its points went.
@@ -79,7 +79,7 @@ def augment(
     if settings["crop"] == "random":
         box = random_crop(picture.size, settings["crop_scale"], settings["crop_ratio"], rng)
     else:
-        box = fit_box(picture.size, size, fitting["resize"])
+        box = fit_box(picture.size, size, fitting["resize"], fitting.get("crop_fraction", 1.0))
     left, top, right, bottom = box
     geometry = geometry.crop((left / width, top / height, right / width, bottom / height))
     if pixels_HxWx3 is None:
@@ -91,9 +91,11 @@ def augment(
     return recolour(view, settings, rng), geometry
 
 
-def fit_box(size: tuple[int, int], side: int, resize: str) -> tuple[float, float, float, float]:
+def fit_box(
+    size: tuple[int, int], side: int, resize: str, crop_fraction: float = 1.0
+) -> tuple[float, float, float, float]:
     """The box that `images.fit` shows, in the picture's pixels; it may reach beyond the picture."""
-    width, height, left, top = place(size, side, resize)
+    width, height, left, top = place(size, side, resize, crop_fraction)
     across, down = size[0] / width, size[1] / height
     return left * across, top * down, (left + side) * across, (top + side) * down
 

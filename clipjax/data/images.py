@@ -88,8 +88,8 @@ def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 25
     return Image.alpha_composite(base, image).convert("RGB")
 
 
-def check_fit(resize: str, interpolation: str) -> None:
-    """Refuses unknown settings of `fit` with the nearest right name."""
+def check_fit(resize: str, interpolation: str, crop_fraction: float = 1.0) -> None:
+    """Refuses settings that `fit` does not have, with the nearest right name."""
     if resize == "naflex":
         raise UserError(
             "preprocess.resize='naflex' makes pictures of any shape, which can be embedded but not trained on; "
@@ -101,22 +101,31 @@ def check_fit(resize: str, interpolation: str) -> None:
         raise UserError(
             f"preprocess.interpolation cannot be {interpolation!r}{nearest(interpolation, INTERPOLATIONS)}."
         )
+    if not 0.1 <= crop_fraction <= 1.0:
+        raise UserError(f"preprocess.crop_fraction must be from 0.1 to 1, not {crop_fraction!r}.")
+    if crop_fraction != 1.0 and resize != "shortest":
+        raise UserError(
+            f"preprocess.crop_fraction={crop_fraction!r} is for resize='shortest', not {resize!r}."
+        )
 
 
-def fit(image: Image.Image, size: int, resize: str, interpolation: str) -> np.ndarray:
+def fit(
+    image: Image.Image, size: int, resize: str, interpolation: str, crop_fraction: float = 1.0
+) -> np.ndarray:
     """An RGB picture of any size -> uint8 [size, size, 3].
 
-    "shortest": the shorter side becomes `size`, the centre is cut out (CLIP). "squash": both sides become `size`
+    "shortest": the shorter side becomes `size`, the centre is cut out (CLIP); with a `crop_fraction` it becomes size /
+    crop_fraction, of which that share is cut out (ImageNet's 224 of 256, DINOv2, timm). "squash": both sides become `size`
     (SigLIP). "longest": the longer side becomes `size`, the rest is filled with white.
 
     Raises:
       BadRecord: so long and thin that "shortest" would make more than `MAX_PIXELS` of it.
     """
-    check_fit(resize, interpolation)
+    check_fit(resize, interpolation, crop_fraction)
     method = INTERPOLATIONS[interpolation]
     if resize == "squash":
         return np.asarray(image.resize((size, size), method))
-    width, height, left, top = place(image.size, size, resize)
+    width, height, left, top = place(image.size, size, resize, crop_fraction)
     if width * height > MAX_PIXELS:
         raise BadRecord("image is too long and thin")
     if (width, height) != image.size:
@@ -128,7 +137,9 @@ def fit(image: Image.Image, size: int, resize: str, interpolation: str) -> np.nd
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def place(size: tuple[int, int], side: int, resize: str) -> tuple[int, int, int, int]:
+def place(
+    size: tuple[int, int], side: int, resize: str, crop_fraction: float = 1.0
+) -> tuple[int, int, int, int]:
     """How `fit` makes a frame of a picture of (width, height): its size in there, and the frame's left top corner."""
     if resize == "squash":
         return side, side, 0, 0
@@ -136,6 +147,7 @@ def place(size: tuple[int, int], side: int, resize: str) -> tuple[int, int, int,
         # As open_clip resizes and pads: the shorter side rounded, the odd pixel on the right and below.
         width, height = (max(1, round(s / (max(size) / side))) for s in size)
         return width, height, -((side - width) // 2), -((side - height) // 2)
-    width, height = (int(side * s / min(size)) for s in size)
+    resized = round(side / crop_fraction)
+    width, height = (int(resized * s / min(size)) for s in size)
     # As torchvision's centre crop: half of the difference, rounded.
     return width, height, round((width - side) / 2), round((height - side) / 2)

@@ -34,23 +34,33 @@ _INTERPOLATIONS_OF_OPEN_CLIP = ("bicubic", "bilinear")
 
 
 class Preset(NamedTuple):
-    """See the module; mean and std are of RGB in [0, 1]."""
+    """See the module and `images.fit`; mean and std are of RGB in [0, 1]."""
 
     resize: str
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_fraction: float = 1.0
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Preset":
         """What a run's config says: the inverse of `apply`."""
         preprocess, model = config["preprocess"], config["model"]
-        statistics = tuple(model["mean"]), tuple(model["std"])
-        return cls(preprocess["resize"], preprocess["interpolation"], *statistics)
+        return cls(
+            preprocess["resize"],
+            preprocess["interpolation"],
+            tuple(model["mean"]),
+            tuple(model["std"]),
+            preprocess.get("crop_fraction", 1.0),
+        )
 
     def apply(self, config: ConfigDict) -> None:
         """Sets `preprocess` and the model's statistics of a run's config."""
-        config.preprocess.update(resize=self.resize, interpolation=self.interpolation)
+        config.preprocess.update(
+            resize=self.resize,
+            interpolation=self.interpolation,
+            crop_fraction=self.crop_fraction,
+        )
         config.model.update(mean=self.mean, std=self.std)
 
 
@@ -110,7 +120,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> tuple[Preset, int | None]:
       UserError: something in it that clipjax does not do.
     """
     what = "preprocessor_config.json"
-    size, crop = config.get("size"), config.get("crop_size")
+    size, crop, fraction = config.get("size"), config.get("crop_size"), 1.0
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not config.get(step, True):
             raise UserError(f"{what} says {step} = false, which clipjax does not do.")
@@ -130,10 +140,12 @@ def from_hugging_face(config: Mapping[str, Any]) -> tuple[Preset, int | None]:
         cropped = crop if crop is not None else side
         if isinstance(cropped, Mapping):
             cropped = _square([cropped["height"], cropped["width"]], f"{what}: crop_size")
-        if cropped != side:
+        if cropped > side or (cropped != side and resize != "shortest"):
             raise UserError(
-                f"{what} resizes to {side} and crops to {cropped}; clipjax resizes to what it crops."
+                f"{what} resizes to {side} and crops to {cropped}; clipjax crops less than it resizes to only where "
+                "that is the shorter side."
             )
+        fraction, side = cropped / side, cropped
     elif resize == "shortest":
         raise UserError(
             f"{what} resizes the shorter side and crops nothing: pictures of many sizes."
@@ -144,6 +156,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> tuple[Preset, int | None]:
         config.get("image_mean") or CLIP_MEAN,
         config.get("image_std") or CLIP_STD,
         what,
+        fraction,
     ), side
 
 
@@ -171,6 +184,10 @@ def to_open_clip(preset: Preset, size: int) -> dict[str, Any]:
             f"open_clip has no preprocess.interpolation={preset.interpolation!r}; it has "
             f"{' and '.join(map(repr, _INTERPOLATIONS_OF_OPEN_CLIP))}."
         )
+    if preset.crop_fraction != 1.0:
+        raise UserError(
+            f"open_clip resizes to what it crops, and has no preprocess.crop_fraction={preset.crop_fraction:.4g}."
+        )
     return {
         "size": [size, size],
         "mode": "RGB",
@@ -190,6 +207,10 @@ def to_hugging_face(
     max_patches: int | None = None,
 ) -> dict[str, Any]:
     """The preprocessor_config.json with which transformers' `AutoImageProcessor` prepares pictures as the preset does.
+
+    Its Pillow backend gives the same pixels; where the crop leaves out an odd number of columns or rows, every second
+    time one pixel aside, as it rounds halves down and torchvision to even. Its torchvision backend is a level off.
+    `Siglip2Processor`, unlike `AutoImageProcessor`, takes patches of 16 px and at most 256 whatever the file says.
 
     Args:
       preset: how pictures are prepared.
@@ -217,7 +238,7 @@ def to_hugging_face(
         dino = model_type.startswith("dinov2")
         described = {
             "image_processor_type": "BitImageProcessor" if dino else "CLIPImageProcessor",
-            "size": {"shortest_edge": size},
+            "size": {"shortest_edge": round(size / preset.crop_fraction)},
             "do_center_crop": True,
             "crop_size": {"height": size, "width": size},
         }
@@ -252,13 +273,16 @@ def _half(config: Mapping[str, Any]) -> tuple[Any, Any]:
     return config.get("image_mean") or HALF, config.get("image_std") or HALF
 
 
-def _checked(resize: str, interpolation: str, mean: Any, std: Any, what: str) -> Preset:
+def _checked(
+    resize: str, interpolation: str, mean: Any, std: Any, what: str, crop_fraction: float = 1.0
+) -> Preset:
     if resize != "naflex":
-        check_fit(resize, interpolation)
+        check_fit(resize, interpolation, crop_fraction)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3:
             raise UserError(f"{what}: the {name} {values!r} must be three numbers.")
-    return Preset(resize, interpolation, tuple(map(float, mean)), tuple(map(float, std)))
+    statistics = tuple(map(float, mean)), tuple(map(float, std))
+    return Preset(resize, interpolation, *statistics, crop_fraction)
 
 
 def _square(size: Any, what: str) -> int | None:

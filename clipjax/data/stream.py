@@ -72,7 +72,7 @@ class Stream:
             raise UserError(
                 "config.data.sources is empty; name at least one, such as {'drawings': {'kind': 'drawings'}}."
             )
-        check_fit(preprocess["resize"], preprocess["interpolation"])
+        check_fit(**preprocess)
         check_augment(config["augment"])
         check_regions(config["regions"])
         for name, entry in entries.items():

@@ -380,3 +380,44 @@ def test_names_on_the_hub(monkeypatch, their, tmp_path):
         open_source("hf-hub:openai/clip-vit-base-patch32")
     with pytest.raises(UserError, match="write hf-hub:OWNER/NAME"):
         hub.local("hf-hub:clip")
+
+
+def test_dinov2_s_own_preprocessing(their, tmp_path):
+    """Its files resize to 256, crop 224, and hold the positions of 518: here 28 of 32, and 24 (the golden's)."""
+    folder = tmp_path / "theirs"
+    shutil.copytree(their("hugging_face_dinov2"), folder)
+    described = {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 16, "width": 16},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
+    source = open_source(folder)
+    assert source.config.model.image.size == 24
+    assert source.config.preprocess.crop_fraction == 0.5
+    assert any("--size=16 resamples the positions" in note for note in source.notes)
+    model = clipjax.load(folder, size=16)
+    assert model.params["image"]["position_embedding"].shape == (5, 36)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    resized = picture.resize((48, 32), Image.Resampling.BICUBIC).crop((16, 8, 32, 24))
+    np.testing.assert_array_equal(model.encoder.pixels(picture), np.asarray(resized))
+
+
+def test_timm_s_share_of_the_crop_comes_back(their, tmp_path):
+    folder = tmp_path / "theirs"
+    shutil.copytree(their("timm_vit"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 0.7
+    (folder / "config.json").write_text(json.dumps(config))
+    source = open_source(folder)
+    assert source.config.preprocess.crop_fraction == 24 / 34  # 24 / 0.7, rounded down
+    assert convert(str(folder), str(tmp_path / "back"), to="timm") == 0
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert back["pretrained_cfg"]["crop_pct"] == 0.7
+    assert open_source(tmp_path / "back").config.preprocess == source.config.preprocess
+    # Another size keeps the pixels that are resized to, not the number that was written.
+    assert convert(str(folder), str(tmp_path / "large"), to="timm", size=48) == 0
+    large = open_source(tmp_path / "large").config.preprocess.crop_fraction
+    assert round(48 / large) == round(48 / (24 / 34))

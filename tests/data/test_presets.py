@@ -121,8 +121,8 @@ def test_checkpoints_of_hugging_face():
         (from_open_clip, OPEN_CLIP | {"mean": [0.5]}, "must be three numbers"),
         (
             from_hugging_face,
-            HF_CLIP | {"size": {"shortest_edge": 256}},
-            "resizes to 256 and crops to 224",
+            HF_CLIP | {"size": {"shortest_edge": 200}},
+            "resizes to 200 and crops to 224",
         ),
         (from_hugging_face, HF_CLIP | {"do_center_crop": False}, "crops nothing"),
         (from_hugging_face, HF_CLIP | {"do_normalize": False}, "do_normalize = false"),

@@ -1,6 +1,7 @@
 """timm's vision transformers: a directory with timm's config.json, or a state dict with --model=NAME."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def describe(weights: Weights, options: Options) -> Description:
     model = _model(args, weights.tensors)
     notes: tuple[str, ...] = ()
     if "pretrained_cfg" in config:
-        preset, notes = _preset(config["pretrained_cfg"])
+        preset = _preset(config["pretrained_cfg"], model.image.size)
     else:
         preset = PRESETS["inception"]
         notes = ("There is no config.json; pictures are prepared as timm's ViTs mostly are.",)
@@ -70,17 +71,22 @@ def _table(args: Mapping[str, Any]) -> KeyTable:
     return KeyTable("a ViT of timm", timm_keys.rows(args), _DROPPABLE, tuple(timm_keys.zeros(args)))
 
 
-def _preset(config: Mapping[str, Any]) -> tuple[Preset, tuple[str, ...]]:
-    """How pictures are prepared, and what of it clipjax does otherwise."""
-    interpolation = config.get("interpolation", "bicubic")
-    resize = "squash" if config.get("crop_mode") == "squash" else "shortest"
-    part = config.get("crop_pct", 0.875)
-    notes: tuple[str, ...] = ()
-    if part != 1:
-        notes = (
-            f"timm makes pictures of size / {part} and cuts out the middle; clipjax makes them of the size itself.",
-        )
-    return Preset(resize, interpolation, tuple(config["mean"]), tuple(config["std"])), notes
+def _preset(config: Mapping[str, Any], size: int) -> Preset:
+    """How timm's `create_transform` prepares pictures of a `pretrained_cfg` at evaluation.
+
+    Raises:
+      UserError: in a way that clipjax does not have.
+    """
+    mode, share = config.get("crop_mode") or "center", config.get("crop_pct") or 0.875
+    if mode not in _CROPS.values() or (mode == "squash" and share != 1):
+        raise UserError(f"config.json: crop_mode {mode!r} with crop_pct {share} is not supported.")
+    return Preset(
+        next(resize for resize, crop in _CROPS.items() if crop == mode),
+        config.get("interpolation", "bicubic"),
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        size / math.floor(size / share),
+    )
 
 
 def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, Any]) -> Export:
@@ -138,19 +144,19 @@ def _pretrained(config: ConfigDict, hints: Mapping[str, Any], classes: int) -> d
         raise UserError(
             f"timm cannot express preprocess.resize = {preset.resize!r}; it has {' and '.join(map(repr, _CROPS))}."
         )
-    # It would resize to size / 0.875 if it was not told.
-    return (
-        dict(crop_pct=1.0)
-        | dict(hints.get("pretrained_cfg", {}))
-        | dict(
-            input_size=[3, size, size],
-            mean=list(preset.mean),
-            std=list(preset.std),
-            interpolation=preset.interpolation,
-            crop_mode=_CROPS[preset.resize],
-            num_classes=classes,
-        )
+    described = dict(hints.get("pretrained_cfg", {})) | dict(
+        input_size=[3, size, size],
+        mean=list(preset.mean),
+        std=list(preset.std),
+        interpolation=preset.interpolation,
+        crop_mode=_CROPS[preset.resize],
+        num_classes=classes,
     )
+    if "crop_pct" not in described or _preset(described, size) != preset:
+        # timm rounds size / crop_pct down; a hair less of it makes sure of the whole number.
+        share = preset.crop_fraction
+        described["crop_pct"] = share if share == 1 else math.nextafter(share, 0.0)
+    return described
 
 
 def _model_args(name: str, args: Mapping[str, Any]) -> dict[str, Any]:

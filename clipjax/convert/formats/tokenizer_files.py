@@ -38,6 +38,7 @@ _INPUTS = {
     "siglip": ["input_ids"],
     "siglip2": ["input_ids"],
     "bert": ["input_ids", "token_type_ids", "attention_mask"],
+    "roberta": ["input_ids", "attention_mask"],
     "xlm-roberta": ["input_ids", "attention_mask"],
 }
 # What special tokens are called, for those that a file has.
@@ -59,7 +60,8 @@ def find_hugging_face(
 
     Args:
       folder: the directory; None for a lone file.
-      family: "clip", "metaclip_2", "siglip", "siglip2" (Gemma's vocabulary), "bert" or "xlm-roberta".
+      family: "clip", "metaclip_2", "siglip", "siglip2" (Gemma's vocabulary), "bert", "roberta" or
+        "xlm-roberta".
       config: config.json.
       length: of the text tower's rows.
       vocab_size: number of ids that the model knows.

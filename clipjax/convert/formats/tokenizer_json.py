@@ -97,8 +97,8 @@ def with_settings(
         changed["normalizer"] = {"type": "Sequence", "normalizers": [*steps, *own]}
     if file_specials and (bos_id is not None or eos_id is not None):
         raise UserError(
-            "A tokenizer.json cannot hold ids around those that it has already (bos_id, eos_id); set file_specials=False, "
-            "and bos_id and eos_id to all there is."
+            "A tokenizer.json cannot hold ids around those that it has already (bos_id, eos_id); set "
+            "file_specials=False, and bos_id and eos_id to all there is."
         )
     if not file_specials:
         changed["post_processor"] = _template(file, bos_id, eos_id)

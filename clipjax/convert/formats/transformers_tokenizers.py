@@ -25,6 +25,7 @@ _REGISTERED = {
     "siglip": "SiglipTokenizer",
     "siglip2": "Siglip2Tokenizer",
     "bert": "BertTokenizer",
+    "roberta": "RobertaTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",
 }
 # What a class pads with where no file says it; the others have "<pad>".

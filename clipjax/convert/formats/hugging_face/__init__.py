@@ -79,7 +79,8 @@ def describe(weights: Weights, options: Options) -> Description:
 def tokenizer_family(model: ConfigDict, kind: str) -> str:
     """Which tokenizer a model has, by its model type."""
     if kind.startswith("siglip"):
-        return "siglip2" if model.text.vocab_size >= 256_000 else "siglip"
+        gemma = kind.startswith("siglip2") or model.text.vocab_size >= 256_000
+        return "siglip2" if gemma else "siglip"
     return "metaclip_2" if kind.startswith("metaclip_2") else kind.split("_")[0]
 
 
@@ -99,11 +100,18 @@ def _preset(
         naflex = model.image.get("positions") == "naflex"
         return family.PRESET._replace(**({"resize": "naflex"} if naflex else {})), (note,)
     preset, size = from_hugging_face(found)
-    if size is not None and size != model.image.size:
-        raise UserError(
-            f"preprocessor_config.json makes pictures of {size} px, but config.json's model takes {model.image.size} px."
+    if size is None or size == model.image.size:
+        return preset, ()
+    if family is dinov2:
+        # transformers resamples the positions (of 518 px) for pictures of any size; here that is asked for.
+        return preset, (
+            f"preprocessor_config.json makes pictures of {size} px, and the positions are of {model.image.size} px, "
+            f"which are taken; --size={size} resamples the positions as transformers does.",
         )
-    return preset, ()
+    raise UserError(
+        f"preprocessor_config.json makes pictures of {size} px, but the model of config.json takes "
+        f"{model.image.size} px."
+    )
 
 
 def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, Any]) -> Export:
