@@ -125,8 +125,8 @@ def embed(
     """Embeds picture files and lines of text, and writes one file.
 
     A `.npz` has `image_embedding` float32 [n, D] and `image_path` [n], `text_embedding` [m, D] and `text` [m],
-    and `logit_scale` and `logit_bias` where the model has them. numpy gives each string the room of the longest; where that
-    matters write a `.parquet` (needs pyarrow): columns `kind` ("image" or "text"), `source` (path or text) and
+    and `logit_scale` and `logit_bias` where the model has them. numpy gives each string the room of the longest; where
+    that matters write a `.parquet` (needs pyarrow): columns `kind` ("image" or "text"), `source` (path or text) and
     `embedding`; scale and bias are in its schema's metadata.
 
     Args:

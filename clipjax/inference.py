@@ -30,7 +30,7 @@ Picture = Image.Image | np.ndarray | bytes | str | Path
 
 
 class Patches(NamedTuple):
-    """Pictures of a NaFlex model: `patches` uint8 [..., N, 3 * p * p] and `shape` int32 [..., 2] (patch rows, columns)."""
+    """Pictures of a NaFlex model: `patches` uint8 [..., N, 3 * p * p], `shape` int32 [..., 2] (their rows, columns)."""
 
     patches: np.ndarray
     shape: np.ndarray | tuple[int, int]
@@ -141,10 +141,9 @@ class Encoder:
     def run(self, field: str, params: Any, array: np.ndarray | Patches) -> np.ndarray:
         """Embeds rows of `image` (uint8, or normalised float32) or `text` ids; the last batch is padded."""
         self._check(field)
+        batch = {field: array}
         if isinstance(array, Patches):
             batch = {"image": array.patches, "image_shape": array.shape}
-        else:
-            batch = {field: array}
         total, parts = len(batch[field]), []
         with jax.set_mesh(self._mesh):
             for start in range(0, total, self._batch):
@@ -262,8 +261,8 @@ def load(
     Parameters are read one by one and go straight to the devices of the mesh.
 
     Args:
-      path: a run's workdir, its `checkpoints` folder, or one checkpoint in it; a file or directory of OpenAI, open_clip,
-        transformers, big_vision, timm, CLIP-MoE or Long-CLIP; or `hf-hub:OWNER/NAME`.
+      path: a run's workdir, its `checkpoints` folder, or one checkpoint in it; a file or directory of OpenAI,
+        open_clip, transformers, big_vision, timm, CLIP-MoE or Long-CLIP; or `hf-hub:OWNER/NAME`.
       mesh: where to put it, default all devices as `data`.
       dtype: compute dtype, default the run's, or "auto".
       format: its format, where its content does not tell.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipjax.convert import open_clip_config
+from clipjax.convert import open_clip_config, open_clip_export
 from clipjax.convert.files import open_tensors, write_safetensors
 from clipjax.convert.formats import open_clip
 from clipjax.convert.shapes import parameter_shapes
@@ -31,7 +31,7 @@ def write_source(folder: Path, name: str, dtype: str) -> None:
     """A directory of open_clip with random weights; one tensor at a time."""
     folder.mkdir(parents=True)
     model = model_config(name)
-    described = open_clip_config.from_model(model)
+    described = open_clip_export.from_model(model)
     layout = open_clip_config.Layout.of(described, {})
     entries = open_clip.table(model, layout).entries(parameter_shapes(model))
     rng = np.random.default_rng(0)

@@ -3,8 +3,8 @@
     python tools/check_written.py write --output=DIR                                    # with clipjax
     python tools/check_written.py read --input=DIR [--long-clip=DIR] [--clip-moe=DIR]   # with torch and the libraries
 
-`write` converts every parity golden, and tiny models of clipjax's own, to clipjax's checkpoint and from there into every
-format that can express it; beside each it saves inputs and its own embeddings, ids of texts and pixels of a picture.
+`write` converts every parity golden, and tiny models of clipjax's own, to clipjax's checkpoint and from there into
+every format that can express it; beside each it saves inputs, its own embeddings, ids of texts and pixels of a picture.
 `read` loads each as a user of the library would, with no file touched and no key missing or left over, and compares.
 It prints tables in Markdown and writes DIR/written.json. The two need not be installed together.
 """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipjax.convert.layouts import FLAT, LEADING_1, LINEAR
+from clipjax.convert.layouts import FLAT, LEADING_1, LINEAR, Layout
 from clipjax.convert.tables import Row
 
 IMAGE_BLOCKS = "image/transformer/blocks/{i}"
@@ -31,6 +31,15 @@ def norm(source: str, target: str, **where: int) -> list[Row]:
     return [
         Row(f"{source}.weight", f"{target}/scale", **where),
         Row(f"{source}.bias", f"{target}/bias", **where),
+    ]
+
+
+def conv_norm(conv: str, batch_norm: str, target: str, layout: Layout) -> list[Row]:
+    """A convolution without bias, and the batch normalisation after it."""
+    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return [
+        Row(f"{conv}.weight", f"{target}/kernel", layout),
+        *(Row(f"{batch_norm}.{name}", f"{target}/{param}") for name, param in names.items()),
     ]
 
 

@@ -7,8 +7,15 @@ Image towers are under `visual.`; the text tower is at the top (OpenAI, open_cli
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.convert.blocks import IMAGE_BLOCKS, TEXT_BLOCKS, linear, norm, openai_block
-from clipjax.convert.layouts import CONV, DROP_1, LINEAR, ONE, POINTWISE, Layout
+from clipjax.convert.blocks import (
+    IMAGE_BLOCKS,
+    TEXT_BLOCKS,
+    conv_norm,
+    linear,
+    norm,
+    openai_block,
+)
+from clipjax.convert.layouts import CONV, DROP_1, LINEAR, ONE, POINTWISE
 from clipjax.convert.tables import Row
 
 
@@ -56,12 +63,12 @@ def resnet_rows() -> list[Row]:
         *(
             row
             for i in (1, 2, 3)
-            for row in _conv_norm(f"visual.conv{i}", f"visual.bn{i}", f"image/stem_{i}", CONV)
+            for row in conv_norm(f"visual.conv{i}", f"visual.bn{i}", f"image/stem_{i}", CONV)
         ),
-        *_conv_norm(f"{block}.conv1", f"{block}.bn1", f"{target}/conv_1", POINTWISE),
-        *_conv_norm(f"{block}.conv2", f"{block}.bn2", f"{target}/conv_2", CONV),
-        *_conv_norm(f"{block}.conv3", f"{block}.bn3", f"{target}/conv_3", POINTWISE),
-        *_conv_norm(
+        *conv_norm(f"{block}.conv1", f"{block}.bn1", f"{target}/conv_1", POINTWISE),
+        *conv_norm(f"{block}.conv2", f"{block}.bn2", f"{target}/conv_2", CONV),
+        *conv_norm(f"{block}.conv3", f"{block}.bn3", f"{target}/conv_3", POINTWISE),
+        *conv_norm(
             f"{block}.downsample.0", f"{block}.downsample.1", f"{target}/shortcut", POINTWISE
         ),
         Row(f"{pool}.positional_embedding", "image/pool/position_embedding"),
@@ -101,12 +108,3 @@ def logit_rows(one_dimensional: bool = False) -> list[Row]:
     """Scale and bias, scalars or of shape [1]."""
     layout = (ONE,) if one_dimensional else ()
     return [Row(name, name, *layout) for name in ("logit_scale", "logit_bias")]
-
-
-def _conv_norm(conv: str, batch_norm: str, target: str, layout: Layout) -> list[Row]:
-    """A convolution without bias, and the batch normalisation after it."""
-    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-    return [
-        Row(f"{conv}.weight", f"{target}/kernel", layout),
-        *(Row(f"{batch_norm}.{name}", f"{target}/{param}") for name, param in names.items()),
-    ]

@@ -56,8 +56,8 @@ def as_clips(model: Mapping[str, Any], what: str) -> ConfigDict:
     for name, tower in (("image", image), ("text", text)):
         if (vit or name == "text") and tower["width"] % HEAD_WIDTH:
             raise UserError(
-                f"{what} has heads that are {HEAD_WIDTH} wide, and model.{name}.width = {tower['width']} is no multiple "
-                "of that."
+                f"{what} has heads that are {HEAD_WIDTH} wide, and model.{name}.width = {tower['width']} is no "
+                "multiple of that."
             )
     if vit:
         size = image["size"] // image["patch"] * image["patch"]

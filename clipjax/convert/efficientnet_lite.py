@@ -9,34 +9,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clipjax.convert.blocks import conv_norm
 from clipjax.convert.files import open_tensors, read_all
-from clipjax.convert.layouts import CONV, DEPTHWISE, POINTWISE, Layout
-from clipjax.convert.tables import KeyTable, Row
+from clipjax.convert.layouts import CONV, DEPTHWISE, POINTWISE
+from clipjax.convert.tables import KeyTable
 from clipjax.models.efficientnet import EfficientNetLite0
 from clipjax.packages import package_file
-
-
-def _conv_norm(conv: str, norm: str, target: str, layout: Layout) -> list[Row]:
-    """The rows of a convolution and of the batch normalisation after it."""
-    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-    return [
-        Row(f"{conv}.weight", f"{target}/kernel", layout),
-        *(Row(f"{norm}.{name}", f"{target}/{param}") for name, param in names.items()),
-    ]
-
 
 TABLE = KeyTable(
     "an EfficientNet-Lite0 state dict",
     [
-        *_conv_norm("_conv_stem", "_bn0", "stem", CONV),
-        *_conv_norm("_blocks.{i}._expand_conv", "_blocks.{i}._bn0", "block_{i}/expand", POINTWISE),
-        *_conv_norm(
+        *conv_norm("_conv_stem", "_bn0", "stem", CONV),
+        *conv_norm("_blocks.{i}._expand_conv", "_blocks.{i}._bn0", "block_{i}/expand", POINTWISE),
+        *conv_norm(
             "_blocks.{i}._depthwise_conv", "_blocks.{i}._bn1", "block_{i}/depthwise", DEPTHWISE
         ),
-        *_conv_norm(
-            "_blocks.{i}._project_conv", "_blocks.{i}._bn2", "block_{i}/project", POINTWISE
-        ),
-        *_conv_norm("_conv_head", "_bn1", "head", POINTWISE),
+        *conv_norm("_blocks.{i}._project_conv", "_blocks.{i}._bn2", "block_{i}/project", POINTWISE),
+        *conv_norm("_conv_head", "_bn1", "head", POINTWISE),
     ],
     droppable=[
         "_fc.weight",  # the ImageNet classifier

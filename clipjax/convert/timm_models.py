@@ -214,7 +214,7 @@ def image_tower(args: Mapping[str, Any]) -> ConfigDict:
 
 
 def find(image: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The name of the timm model that comes nearest to an image tower, and in what it differs (`express.differences`)."""
+    """The name of the timm model that comes nearest to an image tower, and in what it differs."""
     wanted = {"image": image}
     towers = {name: image_tower(arguments(name)) for name in timm_names.NAMES}
     wrong = {name: differences(wanted, {"image": tower}) for name, tower in towers.items()}

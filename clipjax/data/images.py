@@ -115,8 +115,8 @@ def fit(
     """An RGB picture of any size -> uint8 [size, size, 3].
 
     "shortest": the shorter side becomes `size`, the centre is cut out (CLIP); with a `crop_fraction` it becomes size /
-    crop_fraction, of which that share is cut out (ImageNet's 224 of 256, DINOv2, timm). "squash": both sides become `size`
-    (SigLIP). "longest": the longer side becomes `size`, the rest is filled with white.
+    crop_fraction, of which that share is cut out (ImageNet's 224 of 256, DINOv2, timm). "squash": both sides become
+    `size` (SigLIP). "longest": the longer side becomes `size`, the rest is filled with white.
 
     Raises:
       BadRecord: so long and thin that "shortest" would make more than `MAX_PIXELS` of it.

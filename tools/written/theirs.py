@@ -13,7 +13,7 @@ from PIL import Image
 
 from written import loaders, tables
 
-# Largest difference in an L2-normalised embedding, by the dtype of the weights (they are the same numbers on both sides).
+# Largest difference in an L2-normalised embedding (the weights are the same numbers on both sides).
 TOLERANCE = 2e-5
 # Pixels after normalisation: rounding only; and the torchvision backend of transformers, which resizes tensors of bytes
 # in its own way, two levels of 255 off.

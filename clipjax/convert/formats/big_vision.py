@@ -1,8 +1,8 @@
 """big_vision's `.npz` of two-tower models: CLIP, SigLIP, SigLIP 2 (NaFlex too), scanned or not.
 
 There is no config: all but three things follow from the shapes. Texts are pooled at their last token and eps is 1e-6,
-as in all of its released image-text models; and a size that the patch does not divide (384 px in patches of 14) is taken
-for the part that is seen (378); give --size then.
+as in all of its released image-text models; and a size that the patch does not divide (384 px in patches of 14) is
+taken for the part that is seen (378); give --size then.
 """
 
 import math

@@ -122,8 +122,8 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     check_preset(config, PRESETS["clip"], "CLIP-MoE")
     if not (model.image.experts or model.text.experts):
         raise UserError(
-            "CLIP-MoE is for models with experts (model.image.experts, model.text.experts), and this one has none; write "
-            "it for openai or long_clip."
+            "CLIP-MoE is for models with experts (model.image.experts, model.text.experts), and this one has none; "
+            "write it for openai or long_clip."
         )
     keys = table(model, hints.get("long", True))
     understood = as_clips(model, "CLIP-MoE")

@@ -26,6 +26,7 @@ from clipjax.convert.formats.base import Description, Export, Options, Weights
 from clipjax.convert.formats.hugging_face import bert
 from clipjax.convert.formats.open_clip_tokenizer_files import find_open_clip, open_clip_files
 from clipjax.convert.layouts import LINEAR
+from clipjax.convert.open_clip_export import from_model
 from clipjax.convert.tables import KeyTable, Row
 from clipjax.data.presets import PRESETS, Preset, from_open_clip, to_open_clip
 from clipjax.data.tokenizers import Tokenizer
@@ -103,7 +104,7 @@ def _named(name: str) -> dict[str, Any]:
         if not Path(name).is_file():
             raise UserError(f"--model={name!r} is no file.")
         return read_json(Path(name))
-    return {"model_cfg": open_clip_config.from_model(model_config(name))}
+    return {"model_cfg": from_model(model_config(name))}
 
 
 def _preset(described: Mapping[str, Any], model: ConfigDict) -> tuple[Preset, tuple[str, ...]]:
@@ -157,7 +158,7 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     """A directory that `open_clip.create_model_and_transforms("local-dir:DIR")` loads."""
     model = config.model
     check_named(model, "open_clip", image=("vit", "resnet"), text=("transformer", "bert"))
-    described = open_clip_config.from_model(model, hints)
+    described = from_model(model, hints)
     was = hints.get("layout", {})
     shapes = {"logit_scale": (1,) if described.get("nonscalar_logit_scale") else ()}
     layout = open_clip_config.Layout.of(described, shapes, was.get("hf_config"))

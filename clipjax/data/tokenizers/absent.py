@@ -25,8 +25,8 @@ class Absent:
 
     def _refuse(self) -> UserError:
         return UserError(
-            "The checkpoint came without a tokenizer, so texts cannot be embedded; use encode_tokens with ids, or convert "
-            "it with --tokenizer=FILE (a tokenizer.json or a SentencePiece model)."
+            "The checkpoint came without a tokenizer, so texts cannot be embedded; use encode_tokens with ids, or "
+            "convert it with --tokenizer=FILE (a tokenizer.json or a SentencePiece model)."
         )
 
     def encode(self, text: str) -> list[int]:

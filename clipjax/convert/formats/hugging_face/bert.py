@@ -1,8 +1,8 @@
 """BERT, RoBERTa and XLM-R in transformers, and the sentence encoders made of them (MiniLM, multilingual E5).
 
 How tokens become one vector is not in config.json: sentence-transformers' 1_Pooling/config.json says so, or
---model=mean, class or pooler; else it is the pooler where the file has one (transformers' `pooler_output`), and the mean
-of the tokens.
+--model=mean, class or pooler; else it is the pooler where the file has one (transformers' `pooler_output`), and the
+mean of the tokens.
 """
 
 from collections.abc import Collection, Mapping
