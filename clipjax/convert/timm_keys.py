@@ -1,4 +1,7 @@
-"""Rows for timm's `VisionTransformer` and `Eva`, alone or as the trunk of an open_clip model."""
+"""Rows for timm's `VisionTransformer` and `Eva`, alone or as the trunk of an open_clip model.
+
+The authors' own files of DINOv2 have the same keys but for three names, and a position for the class token.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +20,11 @@ def rows(args: Mapping[str, Any], prefix: str = "") -> list[Row]:
     pooled = args["fc_norm"] if args["fc_norm"] is not None else args["global_pool"] == "avg"
     return [
         Row(f"{prefix}cls_token", "image/class_token", LEADING_1),
-        Row(f"{prefix}reg_token", "image/register_tokens", LEADING_1),
+        Row(
+            f"{prefix}{'register_tokens' if args['original'] else 'reg_token'}",
+            "image/register_tokens",
+            LEADING_1,
+        ),
         Row(f"{prefix}pos_embed", "image/position_embedding", LEADING_1),
         Row(f"{prefix}patch_embed.proj.weight", "image/stem/kernel", CONV),
         Row(f"{prefix}patch_embed.proj.bias", "image/stem/bias"),
@@ -66,11 +73,13 @@ def _attention(args: Mapping[str, Any], source: str) -> list[Row]:
 
 
 def _mlp(args: Mapping[str, Any], source: str) -> list[Row]:
+    both, out = "fc1", "fc2"
     if args["mlp_layer"] == "swiglu":
         packed = [f"{_MLP}/{name}" for name in ("fc_gate", "fc_in")]
+        both, out = ("w12", "w3") if args["original"] else (both, out)
         first = [
-            Row(f"{source}.fc1.weight", tuple(f"{name}/kernel" for name in packed), LINEAR),
-            Row(f"{source}.fc1.bias", tuple(f"{name}/bias" for name in packed)),
+            Row(f"{source}.{both}.weight", tuple(f"{name}/kernel" for name in packed), LINEAR),
+            Row(f"{source}.{both}.bias", tuple(f"{name}/bias" for name in packed)),
         ]
     elif args["swiglu_mlp"]:
         first = [
@@ -82,7 +91,7 @@ def _mlp(args: Mapping[str, Any], source: str) -> list[Row]:
     return [
         *first,
         *norm(f"{source}.norm", f"{_MLP}/norm"),
-        *linear(f"{source}.fc2", f"{_MLP}/fc_out"),
+        *linear(f"{source}.{out}", f"{_MLP}/fc_out"),
     ]
 
 

@@ -78,6 +78,7 @@ DEFAULTS: dict[str, Any] = dict(
     use_post_norm=False,
     use_rot_pos_emb=False,
     ref_feat_shape=None,
+    original=False,  # no argument of timm's: whether the keys are those of DINOv2's authors
 )
 # Arguments that change nothing of what is computed here.
 _IGNORED = {"in_chans", "num_classes", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
@@ -93,7 +94,7 @@ def arguments(name: str, given: Mapping[str, Any] | None = None) -> dict[str, An
     for key, value in (given or {}).items():
         if key in _IGNORED:
             continue
-        if key not in found:
+        if key not in found or key == "original":
             raise UserError(f"timm's {name!r} has {key} = {value!r}, which clipjax does not know.")
         found[key] = value
     for key in ("img_size", "ref_feat_shape"):

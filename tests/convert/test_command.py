@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from parity_cases import GOLDENS, lay_out
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import clipjax
 from clipjax import checkpoint
@@ -310,7 +310,6 @@ def test_every_key_that_does_not_fit_is_named(their, tmp_path, refusal):
     del tensors["ln_final.bias"], tensors["visual.proj"]
     tensors["adapter.weight"] = np.zeros(3, np.float32)
     tensors["visual.ln_pre.bias"] = np.zeros(5, np.float32)
-    from safetensors.numpy import save_file
 
     save_file(tensors, file)
     error = refusal("convert", f"--source={folder}", f"--target={tmp_path / 'x'}")
@@ -421,3 +420,35 @@ def test_timm_s_share_of_the_crop_comes_back(their, tmp_path):
     assert convert(str(folder), str(tmp_path / "large"), to="timm", size=48) == 0
     large = open_source(tmp_path / "large").config.preprocess.crop_fraction
     assert round(48 / large) == round(48 / (24 / 34))
+
+
+@pytest.mark.parametrize("name", ["timm_dinov2", "timm_dinov2_giant", "timm_dinov2_reg4"])
+def test_dinov2_s_own_files(their, tmp_path, name):
+    """The authors' names and their position of the class token, made of timm's port, give the port's embeddings."""
+    golden, folder = GOLDENS[name], their(name)
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {"reg_token": "register_tokens"}
+    if name.endswith("giant"):
+        renamed |= {
+            key: key.replace(".fc1.", ".w12.").replace(".fc2.", ".w3.")
+            for key in tensors
+            if ".mlp." in key
+        }
+    tensors = {renamed.get(key, key): array for key, array in tensors.items()}
+    tensors["mask_token"] = np.ones((1, 36), np.float32)
+    if name.endswith("reg4"):
+        position = np.full((1, 1, 36), 0.25, np.float32)
+        tensors["cls_token"] = tensors["cls_token"] - position
+        tensors["pos_embed"] = np.concatenate([position, tensors["pos_embed"]], axis=1)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "theirs").mkdir()
+    save_file(tensors, tmp_path / "theirs" / "model.safetensors")
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    model = clipjax.load(tmp_path / "theirs")
+    found = model.encode_pixels(golden.batch()["image"])
+    assert np.abs(found - golden.embeddings()["image_embedding"]).max() <= 1e-5
+    assert convert(str(tmp_path / "theirs"), str(tmp_path / "back"), to="timm") == 0
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == tensors.keys()
+    for key in tensors.keys() - {"mask_token"}:
+        np.testing.assert_array_equal(back[key], tensors[key], err_msg=key)

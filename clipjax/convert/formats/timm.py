@@ -1,10 +1,14 @@
-"""timm's vision transformers: a directory with timm's config.json, or a state dict with --model=NAME."""
+"""timm's vision transformers: a directory with timm's config.json, or a state dict with --model=NAME.
+
+DINOv2's own files, which timm's ViT grew to hold, are state dicts of this kind: --model=vit_base_patch14_dinov2.
+"""
 
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from clipjax.convert import timm_keys, timm_models
@@ -18,8 +22,8 @@ from clipjax.models import model_section
 
 NAME = "timm"
 
-# DINOv2's own files predate timm: the token of masked patches is of the pretraining only.
-_DROPPABLE = ("mask_token",)
+# Of DINOv2's own files: the token of masked patches, of the pretraining only.
+_MASK = "mask_token"
 
 # What clipjax calls a way to resize, and timm.
 _CROPS = {"shortest": "center", "squash": "squash"}
@@ -46,13 +50,16 @@ def describe(weights: Weights, options: Options) -> Description:
     args = timm_models.arguments(name, config.get("model_args"))
     if "global_pool" in config:
         args["global_pool"] = config["global_pool"]
+    if _MASK in weights.tensors:
+        # timm's ports with registers have added the class token's position to it.
+        args |= dict(original=True, no_embed_class=False)
     model = _model(args, weights.tensors)
     notes: tuple[str, ...] = ()
     if "pretrained_cfg" in config:
         preset = _preset(config["pretrained_cfg"], model.image.size)
     else:
-        preset = PRESETS["inception"]
-        notes = ("There is no config.json; pictures are prepared as timm's ViTs mostly are.",)
+        preset = PRESETS["imagenet" if "dinov2" in name else "inception"]
+        notes = ("There is no config.json; pictures are prepared as this family's mostly are.",)
     hints = {"timm": name, "timm_args": args, "pretrained_cfg": config.get("pretrained_cfg", {})}
     return Description(model, _table(args), preset, None, "bicubic_antialias", notes, hints)
 
@@ -68,7 +75,11 @@ def _model(args: Mapping[str, Any], tensors: Mapping[str, Any]) -> ConfigDict:
 
 
 def _table(args: Mapping[str, Any]) -> KeyTable:
-    return KeyTable("a ViT of timm", timm_keys.rows(args), _DROPPABLE, tuple(timm_keys.zeros(args)))
+    written = {}
+    if args["original"]:
+        written = {_MASK: np.zeros((1, args["embed_dim"]), np.float32)}
+    zeros = tuple(timm_keys.zeros(args))
+    return KeyTable("a ViT of timm", timm_keys.rows(args), zeros=zeros, written=written)
 
 
 def _preset(config: Mapping[str, Any], size: int) -> Preset:
@@ -104,6 +115,8 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
         image_projection=model.image_projection,
     )
     check_expressed(model, understood, f"timm's {name!r}")
+    if args["original"]:
+        return Export(table, "model.safetensors")  # as it came: a state dict
     head = model.embed_dim if model.image_projection == "bias" else 0
     described = dict(
         architecture=name.partition(".")[0],
