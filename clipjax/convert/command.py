@@ -116,6 +116,8 @@ def _write_ours(source: Source, target: epath.Path, mesh: Mapping[str, int] | No
 def _write_theirs(source: Source, target: Path, to: str, max_shard_bytes: int | None) -> None:
     tokenizer = None if isinstance(source.tokenizer, Absent) else source.tokenizer
     export = formats.get(to).export(source.config, tokenizer, source.hints)
+    for note in export.notes:
+        print(f"Note: {note}")
     tensors = export.table.tensors(source.params)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

@@ -302,7 +302,11 @@ class KeyTable:
         for key, entry in self.entries(params).items():
             dtype = np.dtype(params[entry.slots[0].path].dtype)
             result[key] = Tensor(entry.shape, dtype, functools.partial(read, entry, dtype))
+        kinds = {tensor.dtype for tensor in result.values()}
         for key, array in self.written.items():
+            # A loader may take the first tensor's dtype for the model's.
+            if len(kinds) == 1 and jnp.issubdtype(array.dtype, np.floating):
+                array = array.astype(*kinds)
             result[key] = Tensor(array.shape, array.dtype, functools.partial(np.asarray, array))
         return result
 

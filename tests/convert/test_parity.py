@@ -74,7 +74,7 @@ def test_back(name, tmp_path, monkeypatch):
         if name in ("clip_moe", "long_clip") and key in DEAD_ROWS:
             wanted[DEAD_ROWS[key]] = 0
         assert found.dtype == wanted.dtype, key
-        if not key.endswith(("num_batches_tracked", "mask_token")):
+        if not key.endswith(("num_batches_tracked", "mask_token")) and "pooler.dense" not in key:
             np.testing.assert_array_equal(found, wanted, err_msg=key)
     assert not [key for key in written if key not in original]
     again, first = open_source(back, options=golden.options()), open_source(ours)

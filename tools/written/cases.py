@@ -176,7 +176,7 @@ def _own() -> list[Origin]:
         _ours("clipjax_siglip_clip_bpe", _siglip(49408, length=24), PRESETS["siglip"], clip)
     )
     config, file, count = _vocabulary("siglip2")
-    naflex = _siglip(count)
+    naflex = _siglip(count, length=64)  # transformers' processor pads to 64, whatever the files say
     naflex.image.update(positions="naflex", size=32)
     preset = PRESETS["siglip"]._replace(resize="naflex", interpolation="bilinear")
     found.append(_ours("clipjax_naflex", naflex, preset, config, file))

@@ -1,5 +1,7 @@
 """clipjax's side: converts every model into every format, and writes down what it takes and gives itself."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -56,8 +58,11 @@ def _write(origin: cases.Origin, output: Path) -> list[str]:
         shutil.rmtree(case, ignore_errors=True)
         case.mkdir(parents=True)
         described = _described(origin, source, name)
+        said = io.StringIO()
         try:
-            convert(str(ours), str(case / "model"), to=name, **origin.more)
+            with contextlib.redirect_stdout(said):
+                convert(str(ours), str(case / "model"), to=name, **origin.more)
+            described["noted"] = "Note: " in said.getvalue()
         except UserError as error:
             described["refused"] = str(error)
         else:

@@ -18,7 +18,10 @@ TOLERANCE = 2e-5
 # Pixels after normalisation: rounding only; and the torchvision backend of transformers, which resizes tensors of bytes
 # in its own way, two levels of 255 off.
 PIXELS = {"torchvision": 2.1 / 255 / 0.26}
-PIXEL_TOLERANCE = 1e-5
+PIXEL_TOLERANCE = 1.01 / 255 / 0.26  # one level: versions of Pillow round otherwise
+END_OF_TEXT = (
+    49407  # of CLIP; what stands behind it is never read, and libraries pad with other ids
+)
 
 
 def read(folder: Path, only: str, checkouts: Mapping[str, Path | None]) -> int:
@@ -82,16 +85,25 @@ def _compare(
             if not row[f"pixels_{way}"] <= PIXELS.get(way, PIXEL_TOLERANCE):
                 problems.append(f"pixels ({way}) differ by {row[f'pixels_{way}']:.2g}")
     if case["texts"] and loaded.ids is not None:
-        rows = loaded.ids(case["texts"])
+        rows = _read(loaded.ids(case["texts"]), case)
+        ours["ids"] = _read(ours["ids"], case)
         row["ids"] = bool(rows.shape == ours["ids"].shape and (rows == ours["ids"]).all())
-        if not row["ids"]:
+        if not row["ids"] and not case["noted"]:
             problems.append(f"ids differ: {_first_difference(rows, ours['ids'], case['texts'])}")
         if loaded.embed_texts is not None and "text" in inputs:
             row["texts"] = _difference(loaded.embed_texts(case["texts"]), ours["text_embedding"])
-            if not row["texts"] <= TOLERANCE:
+            if not row["texts"] <= TOLERANCE and not case["noted"]:
                 problems.append(
                     f"texts through the library's tokenizer differ by {row['texts']:.2g}"
                 )
+
+
+def _read(rows: np.ndarray, case: Mapping[str, Any]) -> np.ndarray:
+    """Rows with zeros behind the end of the text, where the model reads nothing."""
+    if case["pool"] != "eot":
+        return rows
+    before = np.cumsum(rows == END_OF_TEXT, axis=1) - (rows == END_OF_TEXT)
+    return np.where(before == 0, rows, 0)
 
 
 def _difference(theirs: torch.Tensor, ours: np.ndarray) -> float:

@@ -85,12 +85,14 @@ class Export:
       weights: name of the file of tensors.
       files: name -> content of the small files beside it.
       metadata: of the safetensors file.
+      notes: what the format's own library will do otherwise, as sentences for the user.
     """
 
     table: KeyTable
     weights: str
     files: Mapping[str, bytes] = field(default_factory=dict)
     metadata: Mapping[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Format(Protocol):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from clipjax.checkpoint import pack_tokenizer
 from clipjax.convert import open_clip_config, timm_keys
 from clipjax.convert.clip_keys import (
     RESNET_DROPPABLE,
@@ -30,6 +31,7 @@ from clipjax.convert.open_clip_export import from_model
 from clipjax.convert.tables import KeyTable, Row
 from clipjax.data.presets import PRESETS, Preset, from_open_clip, to_open_clip
 from clipjax.data.tokenizers import Tokenizer
+from clipjax.data.tokenizers.clip_bpe import ClipBPE
 from clipjax.errors import UserError
 from clipjax.models.variants import model_config
 
@@ -177,4 +179,16 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
         "preprocess_cfg": to_open_clip(Preset.of(config), model.image.size),
     }
     files[CONFIG] = (json.dumps(whole, indent=2) + "\n").encode()
-    return Export(table(model, layout), "open_clip_model.safetensors", files, {"format": "pt"})
+    notes = ()
+    if tokenizer is not None and not repairs(tokenizer):
+        notes = (
+            "open_clip repairs every text before its tokenizer sees it (wrongly decoded characters, HTML references, "
+            "white space), and this model's does not, so such texts get other ids there (docs/tokenizers.md).",
+        )
+    keys = table(model, layout)
+    return Export(keys, "open_clip_model.safetensors", files, {"format": "pt"}, notes)
+
+
+def repairs(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer repairs texts, as all of open_clip's do."""
+    return isinstance(tokenizer, ClipBPE) or bool(pack_tokenizer(tokenizer)["config"].get("repair"))

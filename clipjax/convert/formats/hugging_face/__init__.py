@@ -25,6 +25,7 @@ from clipjax.convert.formats.tokenizer_files import find_hugging_face, hugging_f
 from clipjax.convert.shapes import parameter_shapes
 from clipjax.data.presets import Preset, from_hugging_face, to_hugging_face
 from clipjax.data.tokenizers import Tokenizer
+from clipjax.data.tokenizers.clip_bpe import ClipBPE
 from clipjax.errors import UserError
 from clipjax.models import TOWERS
 from clipjax.registry import nearest
@@ -124,7 +125,13 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     if _single(model) and not hints.get("prefixed", True):
         table = table.without(family.PREFIXES)
     files = _files(config, tokenizer, described, hints)
-    return Export(table, "model.safetensors", files, {"format": "pt"})
+    notes = ()
+    if isinstance(tokenizer, ClipBPE):
+        notes = (
+            "clipjax repairs texts as OpenAI's and open_clip's CLIP do (wrongly decoded characters, HTML references); "
+            "transformers' CLIP tokenizer does not, so such texts get other ids there (docs/tokenizers.md).",
+        )
+    return Export(table, "model.safetensors", files, {"format": "pt"}, notes)
 
 
 def _described(

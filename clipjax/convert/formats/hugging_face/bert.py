@@ -8,6 +8,7 @@ mean of the tokens.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from clipjax.convert.blocks import linear, norm
@@ -164,6 +165,10 @@ def fits(model: Mapping[str, Any]) -> bool:
 
 
 def table(model: Mapping[str, Any]) -> KeyTable:
-    """Keys of a model. A pooler that the model does not use is left out."""
-    unused = () if model["text"]["pool"] == "pooler" else POOLER
-    return KeyTable("a BERT of transformers", rows(), (*DROPPABLE, *unused))
+    """Keys of a model. A pooler that the model does not use is written as zeros: transformers looks for one."""
+    text = model["text"]
+    unused = {}
+    if text["pool"] != "pooler":
+        shapes = ((text["width"], text["width"]), (text["width"],))
+        unused = {key: np.zeros(s, np.float32) for key, s in zip(POOLER, shapes, strict=True)}
+    return KeyTable("a BERT of transformers", rows(), DROPPABLE, written=unused)
