@@ -201,7 +201,8 @@ def find(path: Path | str) -> epath.Path:
     found = _find(path)
     if found is None:
         raise UserError(
-            f"{str(path)!r} is no clipjax checkpoint: it should be a run's workdir, or a folder in its 'checkpoints'."
+            f"{str(path)!r} is no clipjax checkpoint: it should be a run's workdir, or a folder in its 'checkpoints' "
+            "(clipjax convert makes one of other formats)."
         )
     return found
 

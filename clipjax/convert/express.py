@@ -46,8 +46,6 @@ def identity(model: Mapping[str, Any]) -> dict[str, Any]:
             flat = {k: v for k, v in flat.items() if not k.startswith(prefix)}
             flat |= {prefix + k: v for k, v in _SETTLED.get(fields["kind"], dict)(fields).items()}
     flat |= {name: flat[name] is not None for name in _PRESENCE if name in flat}
-    if flat.get("image.class_token", True) is None:  # as the tower itself decides
-        flat["image.class_token"] = flat["image.pool"] == "class"
     return {name: value for name, value in flat.items() if name not in FREE}
 
 
@@ -208,9 +206,8 @@ def check_preset(
       UserError: names what differs.
     """
     mine = Preset.of(config)
-    sections = dict(resize="preprocess", interpolation="preprocess", mean="model", std="model")
     wrong = [
-        f"{sections[name]}.{name} = {ours!r} (it would be {theirs!r})"
+        f"{'model' if name in ('mean', 'std') else 'preprocess'}.{name} = {ours!r} (it would be {theirs!r})"
         for name, ours, theirs in zip(Preset._fields, mine, preset, strict=True)
         if ours != theirs and name not in free
     ]

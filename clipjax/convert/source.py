@@ -82,6 +82,8 @@ def open_source(
         found.preset.apply(config)
     params = found.table.leaves(weights.tensors, parameter_shapes(config.model))
     tokenizer, notes = _tokenizer(found, config, options)
+    if tokenizer is not None:
+        config.tokenizer = _tokenizer_section(tokenizer, weights.folder)
     return Source(name, config, params, tokenizer, found.resample, found.notes + notes, found.hints)
 
 
@@ -109,6 +111,17 @@ def _tokenizer(
             "another model."
         )
     return tokenizer, ()
+
+
+def _tokenizer_section(tokenizer: Tokenizer, folder: Path | None) -> dict[str, Any]:
+    """The section of a run's config that makes this tokenizer, of the checkpoint's own file."""
+    section = checkpoint.pack_tokenizer(tokenizer)["config"]
+    section.pop("length")
+    file = section.pop("file", None)
+    if file is not None and folder is not None:
+        names = [p for p in (file, "spiece.model", "tokenizer.model") if (folder / p).is_file()]
+        section["source"] = str(folder / names[0]) if names else file
+    return section
 
 
 def _ours(path: str | Path, options: formats.Options) -> Source:

@@ -17,7 +17,8 @@ def get_config(arg=None):
     config.log.tensorboard = False
     if arg is not None:
         source = open_source(arg)
-        config.model, config.preprocess = source.config.model, source.config.preprocess
+        for section in ("model", "preprocess", "tokenizer"):
+            config[section] = source.config[section]
         config.init = {"": arg}
         config.optim.lr = 0.0
     return config

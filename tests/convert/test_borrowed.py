@@ -8,6 +8,8 @@ from PIL import Image
 
 import clipjax
 from clipjax.cli import main
+from clipjax.convert.source import open_source
+from clipjax.data.tokenizers import make_tokenizer
 
 CONFIG = Path(__file__).parents[1] / "configs" / "borrowed.py"
 
@@ -25,6 +27,8 @@ def test_a_run_starts_from_what_another_left_in_transformers_format(tmp_path):
         found.encode_image(pictures), wanted.encode_image(pictures), atol=1e-6
     )
     np.testing.assert_allclose(found.encode_text(texts), wanted.encode_text(texts), atol=1e-6)
+    section = open_source(theirs).config.tokenizer
+    assert make_tokenizer(section, 8)(texts).tolist() == found.tokenizer(texts).tolist()
     # With a learning rate of zero the second run ends where it began: at the first one's weights.
     assert main(["train", f"--config={CONFIG}:{theirs}", f"--workdir={second}"]) == 0
     after = clipjax.load(second)

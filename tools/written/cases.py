@@ -294,9 +294,10 @@ def batch_for(model: Mapping[str, Any], tokenizer: Any) -> dict[str, np.ndarray]
     return batch
 
 
+# None that a tokenizer would repair: not all libraries do (docs/tokenizers.md).
 TEXTS = (
     "A photo of a dog, isn't it? We're SURE they'll say so!",
-    "two   cats & 3,141 mice\n on a mat (1999)",
+    "two cats & 3,141 mice on a mat (1999)",
     "ein größerer Fuchs — über den Zaun, naïve café",
     "犬が好き 🐶 emoji",
     "a very long text " * 30,

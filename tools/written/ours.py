@@ -1,13 +1,12 @@
 """clipjax's side: converts every model into every format, and writes down what it takes and gives itself."""
 
-import contextlib
-import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -58,11 +57,8 @@ def _write(origin: cases.Origin, output: Path) -> list[str]:
         shutil.rmtree(case, ignore_errors=True)
         case.mkdir(parents=True)
         described = _described(origin, source, name)
-        said = io.StringIO()
         try:
-            with contextlib.redirect_stdout(said):
-                convert(str(ours), str(case / "model"), to=name, **origin.more)
-            described["noted"] = "Note: " in said.getvalue()
+            convert(str(ours), str(case / "model"), to=name, **origin.more)
         except UserError as error:
             described["refused"] = str(error)
         else:
@@ -82,6 +78,8 @@ def _described(origin: cases.Origin, source: Source, target: str) -> dict[str, A
         "texts": cases.TEXTS if _has_tokenizer(source) else [],
         "pad": text.get("pad_id", 0) if text.get("kind") == "bert" else None,
         "pool": text.get("pool"),
+        "end": text.get("end_token") if text.get("pool") == "eot" else None,
+        "pillow": PIL.__version__,
         "dtype": origin.change.get("dtype", "float32"),
     }
 

@@ -29,7 +29,7 @@ def _cells(row: Row) -> list[str]:
         row.get("architecture", "-"),
         _number(row.get("image_embedding")),
         _number(max(texts, default=None)),
-        {True: "same", False: "differ", None: "-"}[row.get("ids")],
+        row.get("ids", "-"),
         ", ".join(pixels) or "-",
         "ok" if not row["problems"] else "**fails**",
     ]

@@ -145,7 +145,7 @@ def _described(
     kinds = [(kind, f) for f in FAMILIES for kind in f.WRITTEN if f.fits(model)]
     if not kinds:
         towers = " and ".join(f"model.{t}.kind = {model[t].kind!r}" for t in TOWERS if t in model)
-        raise UserError(f"transformers has no model with {towers}; write open_clip's format.")
+        raise UserError(f"transformers has no model with {towers}.")
     # The type that it came as is tried first.
     came = str(hints.get("model_type", ""))
     kinds.sort(key=lambda pair: -len(pair[0]) if came.startswith(pair[0]) else 0)
