@@ -131,8 +131,8 @@ def _text_cfg(model: Mapping[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     if text["kind"] == "bert":
         if "hf_model_name" not in said:
             raise UserError(
-                "open_clip finds the text tower of model.text.kind = 'bert' by its name in transformers, and this model "
-                "has none, as it was not read from open_clip's format."
+                "open_clip finds the text tower of model.text.kind = 'bert' by its name in transformers, and this "
+                "model has none, as it was not read from open_clip's format."
             )
         pooler = next(name for name, pool in POOLERS.items() if pool == text["pool"])
         proj = {ours: name for name, ours in HF_PROJECTIONS.items()}
