@@ -88,7 +88,7 @@ def _encoder(tower: Mapping[str, Any]) -> dict[str, Any]:
         width=tower["width"],
         depth=tower["depth"],
         heads=tower["width"] // HEAD_WIDTH,
-        mlp_ratio=tower["mlp_ratio"],
+        mlp_ratio=4.0,  # a number in their code
         activation="quick_gelu",
     )
 

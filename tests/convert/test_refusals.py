@@ -34,7 +34,7 @@ def their(tmp_path_factory):
         ("open_clip_eva02_base", "hugging_face", "model.image.rope = 'eva'"),
         ("open_clip_resnet", "hugging_face", "model.image.kind = 'resnet'"),
         ("open_clip_vit", "openai", "heads that are 64 wide, and model.image.width = 36"),
-        ("hugging_face_clip_gelu", "long_clip", "texts of more than 20 tokens"),
+        ("hugging_face_clip_gelu", "long_clip", "heads that are 64 wide"),
         ("open_clip_coca", "big_vision", "model.image.pool"),
         ("hugging_face_siglip2_naflex", "open_clip", "model.image.positions = 'naflex'"),
         ("hugging_face_dinov2", "openai", "has no text tower"),
@@ -76,6 +76,9 @@ def test_so_is_what_is_done_to_pictures(their, resize, to, said):
     assert said in str(error.value)
 
 
+MOE = {"image.experts": 4, "image.moe_layers": 6, "text.length": 248}
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "to", "said"),
     [
@@ -83,7 +86,9 @@ def test_so_is_what_is_done_to_pictures(their, resize, to, said):
         ("ViT-B-32", {}, "openai", "model.text.activation = 'gelu' (it would be 'quick_gelu')"),
         ("ViT-B-32-quickgelu", {"text.end_token": 7}, "openai", "text.end_token = 7 (it would be"),
         ("ViT-B-32-quickgelu", {"text.heads": 4}, "openai", "text.heads = 4 (it would be 8)"),
-        ("ViT-B-32-quickgelu", {"text.length": 16}, "long_clip", "model.text.length = 16"),
+        ("ViT-B-32-quickgelu", {"text.mlp_ratio": 3.0}, "openai", "mlp_ratio = 3.0 (it would be"),
+        ("ViT-B-32-quickgelu", {}, "long_clip", "model.text.length = 77 (it would be 248)"),
+        ("ViT-B-32-quickgelu", MOE, "clip_moe", "text.experts = 0 (it would be 4)"),
         ("ViT-B-32", {"init_bias": -10.0}, "hugging_face", "init_bias = -10.0 (it would be None)"),
         ("ViT-B-32", {"image.stem": "conv"}, "hugging_face", "image.stem = 'conv'"),
         ("ViT-B-32", {"image.stem": "conv"}, "open_clip", "image.stem = 'conv'"),

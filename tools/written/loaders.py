@@ -18,7 +18,6 @@ import open_clip
 import open_clip.model
 import open_clip.openai
 import safetensors
-import safetensors.torch
 import timm
 import torch
 import transformers
@@ -249,10 +248,8 @@ def _timm(folder: Path, case: Mapping[str, Any]) -> Loaded:
 
 def _state(folder: Path) -> dict[str, torch.Tensor]:
     """Weights of a file that has no config beside it."""
-    (file,) = [path for path in folder.iterdir() if path.is_file()]
-    if file.suffix == ".safetensors":
-        return safetensors.torch.load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    (file,) = folder.iterdir()
+    return torch.load(file, map_location="cpu", weights_only=True)  # of safetensors too
 
 
 def _in_float32(module: Any, name: str) -> Any:
@@ -264,14 +261,11 @@ def _openai(folder: Path, case: Mapping[str, Any]) -> Loaded:
     del case
     state = _state(folder)
     keys = set(state) - {"input_resolution", "context_length", "vocab_size"}
-    files = [path for path in folder.iterdir() if path.suffix == ".pt"]
+    (file,) = folder.iterdir()
     with _in_float32(open_clip.model, "convert_weights_to_fp16"):
-        if files:
-            model = open_clip.openai.load_openai_model(str(files[0]), precision="fp32")
-        else:
-            model = open_clip.model.build_model_from_openai_state_dict(state)
+        model = open_clip.openai.load_openai_model(str(file), precision="fp32", device="cpu")
     model = model.float().eval()
-    return Loaded("open_clip.openai", _dual(model), wrong=_compared(model, keys))
+    return Loaded("open_clip.load_openai_model", _dual(model), wrong=_compared(model, keys))
 
 
 def _long_clip(folder: Path, case: Mapping[str, Any], checkout: Path | None) -> Loaded:

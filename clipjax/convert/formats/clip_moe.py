@@ -16,7 +16,7 @@ from clipjax.convert.clip_keys import logit_rows, text_rows, vit_rows
 from clipjax.convert.clip_shapes import Shapes, as_clips, clip_model
 from clipjax.convert.express import check_expressed, check_named, check_preset
 from clipjax.convert.formats.base import Description, Export, Options, Weights
-from clipjax.convert.formats.long_clip import POSITIONS, position_rows
+from clipjax.convert.formats.long_clip import LENGTH, POSITIONS, position_rows
 from clipjax.convert.layouts import LINEAR
 from clipjax.convert.tables import KeyTable, Row
 from clipjax.data.presets import PRESETS
@@ -126,13 +126,20 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
             "write it for openai or long_clip."
         )
     keys = table(model, hints.get("long", True))
-    understood = as_clips(model, "CLIP-MoE")
-    towers = [tower for tower in ("image", "text") if model[tower].experts]
-    for tower in towers:
-        understood[tower].update(
-            experts=model[tower].experts,
-            experts_per_token=model[towers[0]].experts_per_token,  # one number for all
-            moe_layers=model[tower].moe_layers,
-        )
-    check_expressed(model, understood, "CLIP-MoE")
+    check_expressed(model, _as_clip_moes(model), "CLIP-MoE")
     return Export(keys, "model.safetensors")
+
+
+def _as_clip_moes(model: ConfigDict) -> ConfigDict:
+    """What CLIP-MoE makes of a model's file: it has one number of experts, and of blocks with them, for both towers."""
+    understood = as_clips(model, "CLIP-MoE")
+    understood.text.length = LENGTH
+    towers = [model[tower] for tower in ("image", "text") if model[tower].experts]
+    blocks = max(tower.moe_layers or tower.depth for tower in towers)
+    for tower in (understood.image, understood.text):
+        tower.update(
+            experts=towers[0].experts,
+            experts_per_token=towers[0].experts_per_token,
+            moe_layers=min(blocks, tower.depth),
+        )
+    return understood

@@ -23,7 +23,7 @@ from clipjax.data.tokenizers.clip_bpe import ClipBPE
 from clipjax.errors import UserError
 
 NAME = "long_clip"
-KEPT = 20
+LENGTH, KEPT = 248, 20  # numbers in its code
 POSITIONS, MORE = "positional_embedding", "positional_embedding_res"
 
 
@@ -79,9 +79,7 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
         raise UserError("Long-CLIP has CLIP's own tokenizer, and this model has another one.")
     check_named(config.model, "Long-CLIP", image=("vit",), text=("transformer",))
     check_preset(config, PRESETS["clip"], "Long-CLIP")
-    if config.model.text.length <= KEPT:
-        raise UserError(
-            f"Long-CLIP is for texts of more than {KEPT} tokens, and model.text.length = {config.model.text.length}."
-        )
-    check_expressed(config.model, as_clips(config.model, "Long-CLIP"), "Long-CLIP")
+    understood = as_clips(config.model, "Long-CLIP")
+    understood.text.length = LENGTH
+    check_expressed(config.model, understood, "Long-CLIP")
     return Export(table(config.model), "model.safetensors")
