@@ -16,6 +16,7 @@ from clipjax.config import to_json
 from clipjax.convert import formats, orbax
 from clipjax.convert.files import write_safetensors
 from clipjax.convert.files.npz_writer import write_npz
+from clipjax.convert.files.torch_writer import write_torch
 from clipjax.convert.source import OURS, Source, cast, open_source, resized
 from clipjax.data.tokenizers.absent import Absent
 from clipjax.errors import UserError
@@ -118,6 +119,10 @@ def _write_theirs(source: Source, target: Path, to: str, max_shard_bytes: int | 
     export = formats.get(to).export(source.config, tokenizer, source.hints)
     for note in export.notes:
         print(f"Note: {note}")
+    if max_shard_bytes is not None and not export.weights.endswith(".safetensors"):
+        raise UserError(
+            f"--max-shard-size is for safetensors; {to} has one file, {export.weights}."
+        )
     tensors = export.table.tensors(source.params)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -128,6 +133,8 @@ def _write_theirs(source: Source, target: Path, to: str, max_shard_bytes: int | 
         rows = ((key, t.shape, t.dtype, t.read) for key, t in tensors.items())
         if export.weights.endswith(".npz"):
             write_npz(partial / export.weights, rows)
+        elif export.weights.endswith(".pt"):
+            write_torch(partial / export.weights, rows)
         elif max_shard_bytes is None:
             write_safetensors(partial / export.weights, rows, export.metadata)
         else:

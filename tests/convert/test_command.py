@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from clipjax.convert import hub
 from clipjax.convert.arguments import byte_count, mesh_sizes
 from clipjax.convert.command import convert
 from clipjax.convert.files import Tensor
+from clipjax.convert.files.torch_writer import write_torch
 from clipjax.convert.folders import open_weights
 from clipjax.convert.positions import resample_grid, resample_line
 from clipjax.convert.pretrained import load_pretrained
@@ -215,6 +217,26 @@ def test_shards(their, tmp_path):
     index = json.loads((target / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {f.name for f in files}
     same(open_source(target).params, open_source(path).params)
+
+
+def test_files_of_torch(their, tmp_path):
+    """OpenAI's loader takes `.pt` alone; ours reads what is written, in the dtypes that it came in."""
+    path = their("openai_vit")
+    assert convert(str(path), str(tmp_path / "back"), to="openai") == 0
+    (file,) = (tmp_path / "back").iterdir()
+    assert file.name == "model.pt"
+    opened = open_weights(file)
+    assert opened.kind == "torch"
+    for key, tensor in open_weights(path).tensors.items():
+        assert opened.tensors[key].dtype == tensor.dtype
+        np.testing.assert_array_equal(opened.tensors[key].read(), tensor.read(), err_msg=key)
+    with zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+    with pytest.raises(UserError, match=r"is for safetensors; openai has one file, model\.pt"):
+        convert(str(path), str(tmp_path / "x"), to="openai", max_shard_bytes=1000)
+    with pytest.raises(UserError, match="exists already"):
+        write_torch(file, [])
 
 
 def test_a_run_leaves_as_its_averages(tiny_run, tmp_path):

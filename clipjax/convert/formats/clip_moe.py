@@ -127,7 +127,7 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
         )
     keys = table(model, hints.get("long", True))
     check_expressed(model, _as_clip_moes(model), "CLIP-MoE")
-    return Export(keys, "model.safetensors")
+    return Export(keys, "model.pt")
 
 
 def _as_clip_moes(model: ConfigDict) -> ConfigDict:

@@ -82,4 +82,4 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     understood = as_clips(config.model, "Long-CLIP")
     understood.text.length = LENGTH
     check_expressed(config.model, understood, "Long-CLIP")
-    return Export(table(config.model), "model.safetensors")
+    return Export(table(config.model), "model.pt")

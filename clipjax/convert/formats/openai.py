@@ -75,4 +75,4 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     check_named(config.model, "OpenAI's format", image=("vit", "resnet"), text=("transformer",))
     check_preset(config, PRESETS["clip"], "OpenAI's format")
     check_expressed(config.model, as_clips(config.model, "OpenAI's format"), "OpenAI's format")
-    return Export(table(config.model), "model.safetensors")
+    return Export(table(config.model), "model.pt")
