@@ -85,7 +85,7 @@ def convert(
         _write_theirs(found, folder, to, max_shard_bytes)
     parameters = sum(int(np.prod(t.shape, dtype=np.int64)) for t in found.params.values())
     print(
-        f"{target}: {found.format} -> {to}, {parameters / 1e6:.1f} M parameters, every tensor of the source used."
+        f"{target}: {found.format} -> {to}, {parameters / 1e6:.1f} M parameters, no tensor of the source left over."
     )
     return 0
 

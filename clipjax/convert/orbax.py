@@ -17,7 +17,7 @@ from clipjax import checkpoint, rules
 from clipjax.convert.files import Tensor
 from clipjax.errors import UserError
 
-# Bytes of one chunk on disk: what is compressed at a time, and what a device must read at least.
+# Bytes of one chunk on disk: what is written at a time, and what a device must read at least.
 CHUNK = 32 * 2**20
 
 # Bytes of parameters that are read together.

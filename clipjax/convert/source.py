@@ -19,6 +19,7 @@ from clipjax.convert.files import Tensor
 from clipjax.convert.folders import open_weights
 from clipjax.convert.positions import resample_grid, resample_line
 from clipjax.convert.shapes import parameter_shapes
+from clipjax.convert.tables import KeyTable
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.data.tokenizers.absent import Absent
 from clipjax.defaults import base_config
@@ -82,9 +83,19 @@ def open_source(
         found.preset.apply(config)
     params = found.table.leaves(weights.tensors, parameter_shapes(config.model))
     tokenizer, notes = _tokenizer(found, config, options)
+    notes += _left_out(found.table, weights.tensors)
     if tokenizer is not None:
         config.tokenizer = _tokenizer_section(tokenizer, weights.folder)
     return Source(name, config, params, tokenizer, found.resample, found.notes + notes, found.hints)
+
+
+def _left_out(table: KeyTable, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What of the weights is not kept, such as CoCa's decoder; counters and positions' numbers are no weights."""
+    keys = [k for k, t in tensors.items() if table.drops(k) and np.dtype(t.dtype).kind not in "iub"]
+    if not keys:
+        return ()
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return (f"Not kept, as this model does not read it: {', '.join(keys[:5])}{more}.",)
 
 
 def _tokenizer(

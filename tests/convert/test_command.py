@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from parity_cases import GOLDENS, lay_out
+from parity_cases import GOLDENS
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -27,19 +27,6 @@ from clipjax.convert.pretrained import load_pretrained
 from clipjax.convert.shapes import parameter_shapes
 from clipjax.convert.source import cast, open_source, resized
 from clipjax.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def their(tmp_path_factory):
-    """Directories as the libraries write them, by golden; not to be changed."""
-    made = {}
-
-    def directory(name):
-        if name not in made:
-            made[name] = lay_out(GOLDENS[name], tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return directory
 
 
 @pytest.fixture
@@ -401,6 +388,13 @@ def test_names_on_the_hub(monkeypatch, their, tmp_path):
         open_source("hf-hub:openai/clip-vit-base-patch32")
     with pytest.raises(UserError, match="write hf-hub:OWNER/NAME"):
         hub.local("hf-hub:clip")
+
+
+def test_what_is_not_kept_is_said(their):
+    assert not [n for n in open_source(their("open_clip_vit")).notes if "Not kept" in n]
+    (note,) = (n for n in open_source(their("open_clip_coca")).notes if "Not kept" in n)
+    assert "text_decoder." in note
+    assert note.endswith("more.")
 
 
 def test_dinov2_s_own_preprocessing(their, tmp_path):

@@ -1,7 +1,7 @@
 """What a format cannot express is refused in one sentence that names the field, before anything is read or written."""
 
 import pytest
-from parity_cases import GOLDENS, lay_out, register_timm
+from parity_cases import GOLDENS, register_timm
 
 from clipjax.convert import formats, timm_models, timm_names
 from clipjax.convert.command import convert
@@ -14,18 +14,6 @@ from clipjax.defaults import base_config
 from clipjax.errors import UserError
 from clipjax.models import image_section, model_section, text_section
 from clipjax.models.variants import model_config
-
-
-@pytest.fixture(scope="module")
-def their(tmp_path_factory):
-    made = {}
-
-    def directory(name):
-        if name not in made:
-            made[name] = lay_out(GOLDENS[name], tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return directory
 
 
 @pytest.mark.parametrize(
