@@ -25,6 +25,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from clipjax.convert.files import Tensor
+from clipjax.convert.files.mapped import let_go
 from clipjax.convert.layouts import AS_IS, Layout, fill
 from clipjax.errors import UserError
 
@@ -243,6 +244,7 @@ class KeyTable:
                 slot, whole = entry.slots[number], _read(tensors[entry.key])
                 laid = entry.layout.forward(_share(whole, entry, number), slot.shape)
                 fill(array[(*slot.index, ...)], laid)
+                let_go(whole)
 
             # The layers of a stack side by side: copying is what takes the time.
             list(threads().map(place, by_path[path]))

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import load_file, save
 
 from clipjax.convert.files import Tensor, open_sharded, open_tensors, read_all, write_safetensors
+from clipjax.convert.files.mapped import let_go
 from clipjax.convert.files.safetensors_reader import DTYPES
 from clipjax.errors import UserError
 
@@ -63,6 +64,28 @@ def test_reads_what_the_library_wrote(write):
         assert array.tobytes() == value.tobytes()
         assert array.flags.aligned
         assert not array.size or not array.flags.owndata
+
+
+def resident(path):
+    """Kilobytes of a mapped file that are in this process's memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = [i for i, line in enumerate(lines) if line.endswith(str(path))]
+    return sum(int(next(x for x in lines[i + 1 :] if x.startswith("Rss:")).split()[1]) for i in at)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is resident")
+def test_what_was_read_can_be_let_go(tmp_path):
+    large = np.arange(2**20, dtype=np.float32)
+    write_safetensors(tmp_path / "x", [("w", large.shape, large.dtype, lambda: large)])
+    tensor = open_tensors(tmp_path / "x").tensors["w"]
+    view = tensor.read()
+    assert view.sum() == large.sum()
+    assert resident(tmp_path / "x") >= 4000
+    let_go(view.reshape(1024, 1024).T)
+    assert resident(tmp_path / "x") < 100
+    np.testing.assert_array_equal(view, large)
+    let_go(large)
+    np.testing.assert_array_equal(large[:3], [0, 1, 2])
 
 
 def test_tensors_are_asked_for_in_the_order_given(tmp_path):

@@ -3,6 +3,7 @@
 import mmap
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,3 +64,19 @@ class MappedFile:
             return np.empty(0, dtype)
         array = np.frombuffer(self.bytes, dtype, count, start)
         return array if array.flags.aligned else array.copy()
+
+
+def let_go(array: np.ndarray) -> None:
+    """Takes a view of a mapped file out of this process's memory; looked at again, it is read again.
+
+    Arrays that are no such views are left alone.
+    """
+    owner: Any = array
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not array.nbytes:
+        return
+    low, high = np.lib.array_utils.byte_bounds(array)
+    origin = np.frombuffer(owner, np.uint8, 1).ctypes.data
+    start = (low - origin) // mmap.PAGESIZE * mmap.PAGESIZE
+    owner.madvise(mmap.MADV_DONTNEED, start, high - origin - start)
