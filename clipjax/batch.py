@@ -26,11 +26,7 @@ def example_batch(config: Mapping[str, Any], size: int = 1) -> dict[str, jax.Sha
         batch["text"] = jax.ShapeDtypeStruct((size, texts, length), jnp.int32)
     if data["languages"]:
         batch["language"] = jax.ShapeDtypeStruct((size,), jnp.int32)
-    regions = data["regions"]["count"]
-    if regions:
-        batch |= {
-            "boxes": jax.ShapeDtypeStruct((size, regions, 4), jnp.float32),
-            "region_text": jax.ShapeDtypeStruct((size, regions, length), jnp.int32),
-            "region_mask": jax.ShapeDtypeStruct((size, regions), jnp.bool_),
-        }
+    regions = data["regions"]
+    if regions["count"]:
+        batch |= models.example_regions(size, regions["count"], regions["text_length"] or length)
     return batch

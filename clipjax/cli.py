@@ -99,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     change.add_argument(
         "--tokenizer", metavar="FILE", help="for checkpoints that come without a tokenizer"
     )
+    change.add_argument(
+        "--without",
+        default="",
+        metavar="PART,...",
+        help="leave out parts of the model: regions, image or text",
+    )
     change.add_argument("--dtype", metavar="DTYPE", help="of all parameters; default: as they are")
     change.add_argument("--size", type=int, metavar="PX", help="of pictures; resamples positions")
     change.add_argument("--length", type=int, metavar="N", help="of texts; resamples positions")
@@ -345,6 +351,7 @@ def _change(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         form=args.form,
         to=args.to,
         options=Options(args.model, section(args.tokenizer)),
+        left_out=[part.strip() for part in args.without.split(",") if part.strip()],
         dtype=args.dtype,
         size=args.size,
         length=args.length,

@@ -17,10 +17,11 @@ from rich.table import Table
 
 from clipjax import checkpoint
 from clipjax.distributed import first
+from clipjax.encoder import Encoder
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluator
 from clipjax.evals.records import chunks, embed_texts
-from clipjax.inference import Encoder, Model, load
+from clipjax.inference import Model, load
 from clipjax.mesh import make_mesh
 from clipjax.models import compute_dtype
 from clipjax.progress import console

@@ -14,7 +14,7 @@ def base_config() -> ConfigDict:
             "grad_cache": 1,  # micro-batches a step's towers see one after another; the losses see the whole batch
             "total_samples": 0,  # duration; the run ends with the whole batch that reaches it
             "model": model_section(),
-            "init": {},  # part of the model ("image", "text", "") -> pretrained tower or checkpoint
+            "init": {},  # part of the model ("image", "text", "") -> pretrained tower, checkpoint or "fresh"
             "tokenizer": {"kind": "clip_bpe"},
             "losses": {"contrastive": {"kind": "softmax", "weight": 1.0}},
             "data": {
@@ -26,6 +26,7 @@ def base_config() -> ConfigDict:
                     "count": 0,  # M of a sample; 0: the batch has no regions
                     "min_visible": 0.25,  # share of a box's area that the crop must leave
                     "min_side": 0.02,  # of what is left, as a fraction of the frame
+                    "text_length": None,  # tokens of a region's text; None: as many as the text tower takes
                 },
                 "augment": {
                     "crop": "random",  # a random resized crop, or "fit": as preprocess.resize says

@@ -1,10 +1,9 @@
-"""Use a trained model: pictures and texts in, embeddings out."""
+"""Use a trained model: pictures, texts and regions in, embeddings out."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,149 +17,11 @@ from clipjax.convert.formats import Options
 from clipjax.convert.orbax import place
 from clipjax.convert.source import open_source, resized
 from clipjax.convert.tokenizer_option import section
-from clipjax.data import naflex
-from clipjax.data.bad import BadRecord
-from clipjax.data.images import decode, fit, flatten
 from clipjax.data.tokenizers import Tokenizer
+from clipjax.encoder import Encoder, Picture
 from clipjax.errors import UserError
-from clipjax.mesh import batch_sharding, batch_shards, make_mesh, parameter_shardings, replicated
-from clipjax.models import example_batch, make_model, matmul_precision
-
-Picture = Image.Image | np.ndarray | bytes | str | Path
-
-
-class Patches(NamedTuple):
-    """Pictures of a NaFlex model: `patches` uint8 [..., N, 3 * p * p], `shape` int32 [..., 2] (their rows, columns)."""
-
-    patches: np.ndarray
-    shape: np.ndarray | tuple[int, int]
-
-
-class Encoder:
-    """Embeds lists of any length in batches of one shape, so that each tower compiles once.
-
-    Args:
-      model: a dual encoder, or one of its towers alone.
-      config: the run's config: `model` and `preprocess` are read.
-      tokenizer: makes ids of texts; None for a model without texts.
-      mesh: where the parameters live; batches are split over it.
-      batch_size: pictures or texts at a time, rounded up to what the mesh divides.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        config: Mapping[str, Any],
-        tokenizer: Tokenizer | None,
-        mesh: Mesh,
-        batch_size: int = 256,
-    ):
-        self._mesh, self._tokenizer = mesh, tokenizer
-        parts = batch_shards(mesh)
-        self._batch = math.ceil(batch_size / parts) * parts
-        self._image = dict(config["model"]["image"]) if "image" in config["model"] else None
-        self._preprocess = dict(config["preprocess"])
-        self.width = config["model"]["embed_dim"]
-
-        def encode(field: str) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
-            def apply(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-                with matmul_precision(config["model"]["dtype"]):
-                    return model.apply({"params": params}, batch)[f"{field}_embedding"]
-
-            return jax.jit(apply, out_shardings=replicated(mesh))
-
-        towers = [field for field in ("image", "text") if field in config["model"]]
-        self._encode = {field: encode(field) for field in towers}
-
-    def images(self, params: Any, images: Sequence[Picture]) -> np.ndarray:
-        """Pictures (encoded bytes, paths, PIL images or uint8 arrays) -> float32 [n, D], L2-normalised.
-
-        Raises:
-          UserError: a picture cannot be read; its place in the list and the reason are named.
-        """
-        self._check("image")
-        with ThreadPoolExecutor() as pool:
-            pixels = list(pool.map(self.pixels, images, range(len(images))))
-        return self.run("image", params, self.stack(pixels))
-
-    def stack(self, pictures: Sequence[np.ndarray | Patches]) -> np.ndarray | Patches:
-        """What `pixels` made of several pictures, as one batch for `run`."""
-        if self._naflex:
-            patches = [p.patches for p in pictures]
-            shapes = np.array([p.shape for p in pictures], np.int32).reshape(-1, 2)
-            empty = np.zeros((0, self._max_patches, 3 * self._image["patch"] ** 2), np.uint8)
-            return Patches(np.stack(patches) if patches else empty, shapes)
-        size = self._image["size"]
-        return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
-
-    @property
-    def _naflex(self) -> bool:
-        return self._image is not None and self._image.get("positions") == "naflex"
-
-    @property
-    def _max_patches(self) -> int:
-        return (self._image["size"] // self._image["patch"]) ** 2
-
-    def _check(self, field: str) -> None:
-        if field not in self._encode:
-            what = {"image": "pictures", "text": "texts"}[field]
-            raise UserError(f"This model has no {field} tower, so it cannot embed {what}.")
-
-    def texts(self, params: Any, texts: Sequence[str]) -> np.ndarray:
-        """Texts -> float32 [n, D], L2-normalised.
-
-        Raises:
-          UserError: a text is empty; its place in the list is named.
-        """
-        self._check("text")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"Text {i} is empty; there is nothing to embed.")
-        return self.run("text", params, self._tokenizer(texts))
-
-    def pixels(self, image: Picture, place: int = 0) -> np.ndarray | Patches:
-        """One picture as the model sees it before normalisation, uint8 [size, size, 3], or patches for a NaFlex."""
-        self._check("image")
-        name = f"Image {place}"
-        try:
-            if isinstance(image, str | Path):
-                name = f"Image {str(image)!r}"
-                image = Path(image).read_bytes()
-            picture = flatten(decode(image))
-            if self._naflex:
-                interpolation = self._preprocess["interpolation"]
-                return Patches(
-                    *naflex.patches(picture, self._image["patch"], self._max_patches, interpolation)
-                )
-            return fit(picture, self._image["size"], **self._preprocess)
-        except FileNotFoundError as error:
-            raise UserError(f"{name} does not exist.") from error
-        except (BadRecord, OSError) as error:
-            raise UserError(f"{name} cannot be used: {error}.") from error
-
-    def run(self, field: str, params: Any, array: np.ndarray | Patches) -> np.ndarray:
-        """Embeds rows of `image` (uint8, or normalised float32) or `text` ids; the last batch is padded."""
-        self._check(field)
-        batch = {field: array}
-        if isinstance(array, Patches):
-            batch = {"image": array.patches, "image_shape": array.shape}
-        total, parts = len(batch[field]), []
-        with jax.set_mesh(self._mesh):
-            for start in range(0, total, self._batch):
-                count = min(self._batch, total - start)
-                rows = {k: self._rows(x[start : start + count]) for k, x in batch.items()}
-                parts.append((self._encode[field](params, rows), count))
-        if not parts:
-            return np.zeros((0, self.width), np.float32)
-        return np.concatenate([np.asarray(part)[:n] for part, n in parts])
-
-    def _rows(self, rows: np.ndarray) -> jax.Array:
-        """A padded batch on the mesh; of several processes, each has all rows and puts those of its own devices."""
-        padding = [(0, self._batch - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-        rows = np.pad(rows, padding, mode="edge")
-        return jax.make_array_from_callback(
-            rows.shape, batch_sharding(self._mesh), rows.__getitem__
-        )
+from clipjax.mesh import make_mesh, parameter_shardings
+from clipjax.models import example_batch, make_model
 
 
 class Model:
@@ -194,6 +55,26 @@ class Model:
         if isinstance(texts, str):
             raise UserError("encode_text takes a list of texts; write encode_text([text]).")
         return self._encoder.texts(self.params, texts)
+
+    def encode_regions(
+        self, images: Sequence[Picture], boxes: Sequence[Any], how: str = "model"
+    ) -> list[np.ndarray]:
+        """Boxes of pictures -> for each picture float32 [m, D], L2-normalised; see `Encoder.regions`.
+
+        Args:
+          images: as for `encode_image`.
+          boxes: for each picture [m, 4], x1, y1, x2, y2 as fractions of the upright picture.
+          how: "model", "roi_align" or "crop".
+        """
+        if isinstance(images, str | bytes | Path | Image.Image):
+            raise UserError("encode_regions takes lists; write encode_regions([picture], [boxes]).")
+        return self._encoder.regions(self.params, images, boxes, how)
+
+    def ground(self, images: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Texts of pictures -> for each picture float32 [m, 4], their boxes; see `Encoder.ground`."""
+        if isinstance(images, str | bytes | Path | Image.Image) or isinstance(texts, str):
+            raise UserError("ground takes lists; write ground([picture], [[text]]).")
+        return self._encoder.ground(self.params, images, texts)
 
     def encode_pixels(self, pixels_BxHxWx3: np.ndarray) -> np.ndarray:
         """Already normalised float32 pixels [n, size, size, 3] -> float32 [n, D], L2-normalised.

@@ -5,11 +5,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from clipjax.errors import UserError
 from clipjax.report_figures import curve_svg, short_number
-from clipjax.report_gallery import Gallery, gallery_html
 from clipjax.writers import read_jsonl, read_results, replace_file
 
 _TITLES = {
@@ -17,16 +16,27 @@ _TITLES = {
     "text_to_image": "text → image",
     "acc": "accuracy",
     "mean_per_class": "mean per class",
+    "region_to_text": "region → text",
+    "text_to_region": "text → region",
+    "iou": "IoU",
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
     "logit_scale": "logit scale",
     "samples_per_second": "samples per second",
     "mfu": "model FLOPs utilisation",
 }
-_SHARES = ("R@", "acc@", "mean_per_class")
+_SHARES = ("R@", "acc@", "mean_per_class", "mAcc", "accuracy", "iou")
 
 
-def write_report(workdir: Path, galleries: Sequence[Gallery] = ()) -> Path:
+class Section(Protocol):
+    """Something that an evaluator's `galleries` shows at the end of a run."""
+
+    def html(self) -> str:
+        """A part of the page that needs nothing else; what comes from outside is escaped."""
+        ...
+
+
+def write_report(workdir: Path, galleries: Sequence[Section] = ()) -> Path:
     """Writes `report.html` into a run directory and returns its path.
 
     It is made from what is there of `metrics.jsonl`, `results.json` and `config.json`; what is
@@ -41,7 +51,7 @@ def write_report(workdir: Path, galleries: Sequence[Gallery] = ()) -> Path:
         _header(workdir, lines, config, warnings),
         _results(results),
         _curves(lines),
-        *(gallery_html(gallery) for gallery in galleries),
+        *(gallery.html() for gallery in galleries),
         _details("Configuration", config),
         _details(
             "Evaluation protocols",
@@ -122,18 +132,23 @@ def _curves(lines: list[dict[str, float]]) -> str:
             ys.append(value)
     if not panels:
         return ""
+    shares = {p: all(_is_share(f"{p}/{n}") for n in series) for p, series in panels.items()}
     # The loss first, then what evaluators measured, then the rest, each in the order of arrival.
-    order = sorted(panels, key=lambda p: (p != "loss", not _is_share(next(iter(panels[p])))))
+    order = sorted(panels, key=lambda p: (p != "loss", not shares[p]))
     figures = []
     for panel in order:
         series, title = panels[panel], _title(panel)
-        share = all(_is_share(name) for name in series)
-        labelled = {f"{_title(name)} {_number(name, xy[1][-1])}": xy for name, xy in series.items()}
+        labelled = {
+            f"{_title(name)} {_number(f'{panel}/{name}', xy[1][-1])}": xy
+            for name, xy in series.items()
+        }
         name, (_, ys) = next(iter(series.items()))
-        last = _number(name, ys[-1]) if len(series) == 1 else ""  # several stand at the curves
+        last = (
+            _number(f"{panel}/{name}", ys[-1]) if len(series) == 1 else ""
+        )  # several stand at the curves
         figures.append(
             f"<figure><figcaption><h3>{_text(title)}</h3><span class=last>{_text(last)}</span>"
-            f"</figcaption>{curve_svg(title, labelled, percent=share)}</figure>\n"
+            f"</figcaption>{curve_svg(title, labelled, percent=shares[panel])}</figure>\n"
         )
     note = "Numbers are the last values. Long curves show the mean and the range of bins."
     return (
@@ -144,10 +159,11 @@ def _curves(lines: list[dict[str, float]]) -> str:
 def _results(results: Mapping[str, Mapping[str, Any]]) -> str:
     if not results:
         return "<h2>Results</h2>\n<p class=note>No evaluator has run yet.</p>\n"
-    tables: dict[tuple[str, ...], list[str]] = {}
+    tables: dict[tuple[str | None, ...], list[str]] = {}
     for name, entry in results.items():
         # Columns of the widest kind serve the narrower ones: acc@5 is absent under 5 classes.
-        kind = tuple(dict.fromkeys(key.rpartition("/")[0] for key in entry["metrics"]))
+        groups = dict.fromkeys(key.rpartition("/")[0] for key in entry["metrics"])
+        kind = (entry.get("protocol", {}).get("kind"), *groups)
         tables.setdefault(kind, []).append(name)
     parts = []
     for names in tables.values():
@@ -183,7 +199,11 @@ def _table(columns: list[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
                 else ""
             )
             cells += f"<td>{'–' if value is None else _text(_number(column, value)) + below}</td>"
-        size = [f"{protocol[k]:,} {k}" for k in ("pictures", "texts", "classes") if k in protocol]
+        size = [
+            f"{protocol[k]:,} {k}"
+            for k in ("pictures", "regions", "texts", "pairs", "classes")
+            if k in protocol
+        ]
         body += (
             f"<tr><td>{_text(name)}</td>{cells}<td>{entry['samples']:,}</td>"
             f"<td class=what>{_text(' × '.join(size))}</td></tr>\n"
@@ -213,7 +233,8 @@ def _last(lines: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _is_share(key: str) -> bool:
-    return key.rpartition("/")[2].startswith(_SHARES)
+    """Whether a metric, or the group that it is a part of (accuracy/size), is in [0, 1]."""
+    return any(part.startswith(_SHARES) for part in key.split("/")[-2:])
 
 
 def _number(key: str, value: float) -> str:

@@ -1,17 +1,14 @@
-"""Curves and thumbnails for the report: inline SVG in the page's colours, inline pictures."""
+"""Curves for the report: inline SVG in the page's colours."""
 
-import base64
 import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from PIL import Image
 
 _POINTS = 400  # points drawn of one curve; longer ones become the mean and range of this many bins
 
@@ -85,26 +82,6 @@ def curve_svg(
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline(buffer.getvalue().decode("utf-8"), title)
-
-
-def thumbnail_uri(image: Any, size: int = 192) -> str:
-    """Data URI of a picture: PIL, uint8 [H, W, 1|3|4] or [H, W], or encoded bytes.
-
-    Transparency is laid on white. A picture larger than `size` pixels is made smaller; a smaller
-    one stays as it is, and the browser scales it.
-    """
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        image = Image.open(io.BytesIO(image))
-    elif not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-    image = image.convert("RGBA")
-    image.thumbnail((size, size), Image.Resampling.LANCZOS)
-    flat = Image.new("RGB", image.size, "white")
-    flat.paste(image, mask=image.getchannel("A"))
-    buffer = io.BytesIO()
-    flat.save(buffer, "WEBP", quality=88)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def short_number(value: float) -> str:

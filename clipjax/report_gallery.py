@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipjax.report_figures import thumbnail_uri
-
-_TITLES = {"text_to_image": "pictures for a text", "image_to_text": "texts for a picture"}
+from clipjax.report_pictures import thumbnail_uri
 
 
 @dataclass(frozen=True)
@@ -49,35 +47,15 @@ class Gallery:
     queries: Sequence[Query]
     note: str = ""
 
-
-def retrieval_galleries(evaluator: Any, params: Any, n: int = 8) -> list[Gallery]:
-    """Galleries, by text and by picture, of a `clipjax.evals.retrieval.Retrieval`."""
-    by_direction: dict[str, list[Query]] = {"text_to_image": [], "image_to_text": []}
-    for example in evaluator.gallery(params, n):
-        answers = [
-            Answer(hit.text, hit.score, hit.right, evaluator.picture(hit.record, hit.picture))
-            for hit in example.hits
-        ]
-        image = evaluator.picture(example.record, example.picture)
-        by_direction[example.direction].append(Query(example.text, image, answers, example.rank))
-    note = "Queries are evenly spaced through the set, not chosen. Numbers are cosine similarities."
-    return [
-        Gallery(
-            f"{evaluator.name}: {_TITLES[direction]}", direction == "text_to_image", queries, note
-        )
-        for direction, queries in by_direction.items()
-    ]
-
-
-def gallery_html(gallery: Gallery) -> str:
-    """The gallery as a section of the page."""
-    show = _by_text if gallery.by_text else _by_picture
-    right = sum(bool(q.answers) and q.answers[0].right for q in gallery.queries)
-    note = f"{gallery.note} {right} of {len(gallery.queries)} are right at the first place.".strip()
-    inner = "".join(show(query) for query in gallery.queries)
-    if not gallery.by_text:
-        inner = f"<div class=names>{inner}</div>\n"
-    return f"<h2>{_text(gallery.title)}</h2>\n<p class=note>{_text(note)}</p>\n{inner}"
+    def html(self) -> str:
+        """The gallery as a section of the page."""
+        show = _by_text if self.by_text else _by_picture
+        right = sum(bool(q.answers) and q.answers[0].right for q in self.queries)
+        note = f"{self.note} {right} of {len(self.queries)} are right at the first place.".strip()
+        inner = "".join(show(query) for query in self.queries)
+        if not self.by_text:
+            inner = f"<div class=names>{inner}</div>\n"
+        return f"<h2>{_text(self.title)}</h2>\n<p class=note>{_text(note)}</p>\n{inner}"
 
 
 def _by_text(query: Query) -> str:

@@ -63,6 +63,13 @@ def show(config: ConfigDict) -> int:
         "image": flops.count(_apply(model, "image"), state.params, _batch(config, "image")),
         "text": flops.count(_apply(model, "text"), state.params, _batch(config, "text")),
     }
+    regions = {}
+    if "regions" in config.model and config.data.regions.count:
+        fields = ("image", "boxes", "region_text")
+        batch = {field: example_batch(config)[field] for field in fields}
+        whole = flops.count(lambda p, b: model.apply({"params": p}, b), state.params, batch)
+        work = f"{_si(whole - forward['image'])}FLOP, {config.data.regions.count} with their texts"
+        regions = {"forward FLOPs of regions": work}
     training = flops_per_sample(config, make_losses(config.losses, mesh), optimizer, rate, state)
     steps = config.total_samples // config.batch_size
     _print_pairs(
@@ -76,6 +83,7 @@ def show(config: ConfigDict) -> int:
             "forward FLOPs a pair": f"{_si(sum(forward.values()))}FLOP",
             "  image tower": f"{_si(forward['image'])}FLOP",
             "  text tower": f"{_si(forward['text'])}FLOP",
+            **regions,
             "training FLOPs a sample": f"{_si(training)}FLOP",
             "training FLOPs of the run": f"{training * config.total_samples:.3g}",
             "samples": f"{config.total_samples:,}",

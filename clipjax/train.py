@@ -24,17 +24,16 @@ from clipjax.checkpoint import Checkpointer, due
 from clipjax.convert.pretrained import load_pretrained
 from clipjax.data.pipeline import batches
 from clipjax.data.stream import COUNTERS, Stream
-from clipjax.data.tokenizers import Tokenizer, make_tokenizer
+from clipjax.data.tokenizers import Tokenizer, make_tokenizers
 from clipjax.distributed import barrier, first, tell
+from clipjax.encoder import Encoder
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import BATCH, HOST_ONLY
-from clipjax.inference import Encoder
 from clipjax.mesh import batch_sharding, check_batch, make_mesh, remarks
-from clipjax.models import make_model
+from clipjax.models import make_model, model_parts
 from clipjax.profiling import Clock, Profile
 from clipjax.report import write_report
-from clipjax.report_gallery import retrieval_galleries
 from clipjax.run_log import Dispatched, RunLog
 from clipjax.signals import Stopped, stop_signals
 from clipjax.step import (
@@ -82,9 +81,10 @@ def _train(
     trace: Profile,
     watchdog: Watchdog,
 ) -> State:
-    tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
+    tokenizer, region_tokenizer = make_tokenizers(config)
     check_vocabulary(tokenizer, config)
-    stream = Stream(config.data, config.preprocess, config.model.image.size, tokenizer, config.seed)
+    size = config.model.image.size
+    stream = Stream(config.data, config.preprocess, size, tokenizer, config.seed, region_tokenizer)
     config = resolve(config, stream.epoch)
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, mesh, config.grad_cache)
@@ -107,7 +107,7 @@ def _train(
     )
     check_same("command line", {"--profile": str(profile)})  # it decides when a step is waited for
     samples = from_first(checkpoint.newest(workdir / "checkpoints") or 0)
-    pretrained = {} if samples else load_pretrained(config.init, like.params)
+    pretrained = {} if samples else load_pretrained(config, like.params)
 
     by_first(lambda: claim(workdir, config))
     check_shared(workdir, config)
@@ -201,8 +201,8 @@ def _train(
         galleries = [
             g
             for evaluator in evaluators.values()
-            if hasattr(evaluator, "gallery")
-            for g in retrieval_galleries(evaluator, state.averaged())
+            if hasattr(evaluator, "galleries")
+            for g in evaluator.galleries(state.averaged())
         ]
         if first():
             write_report(workdir, galleries)
@@ -244,9 +244,9 @@ def flops_per_sample(
     """FLOPs that training needs for one sample: without what is repeated to save memory (Chowdhery et al. 2022)."""
     plain = ConfigDict(config.to_dict(), type_safe=False)
     plain.grad_cache = 1
-    for tower in (plain.model.image, plain.model.text):
-        if "remat" in tower:
-            tower.remat = "none"
+    for _, part in model_parts(plain.model):
+        if "remat" in part:
+            part.remat = "none"
     plain.model.attention = "einsum"  # what a fused kernel multiplies cannot be seen from outside
     step = make_step(make_model(plain.model), losses, optimizer, plain, rate)
     return flops.count(step, state, example_batch(config, config.batch_size)) / config.batch_size

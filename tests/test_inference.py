@@ -17,8 +17,8 @@ from clipjax import rules
 from clipjax.cli import main
 from clipjax.convert.source import open_source
 from clipjax.data.images import fit, flatten
+from clipjax.encoder import Encoder
 from clipjax.errors import UserError
-from clipjax.inference import Encoder
 from clipjax.mesh import make_mesh
 
 TEXTS = ["a cat", "two dogs in the snow", "a cat"]

@@ -9,8 +9,10 @@ from PIL import Image
 
 from clipjax.evals.retrieval import Retrieval
 from clipjax.report import write_report
-from clipjax.report_figures import curve_svg, short_number, thumbnail_uri
-from clipjax.report_gallery import Answer, Gallery, Query, retrieval_galleries
+from clipjax.report_figures import curve_svg, short_number
+from clipjax.report_gallery import Answer, Gallery, Query
+from clipjax.report_pictures import frame_html, thumbnail_uri
+from clipjax.report_regions import Found, GroundingGallery, Region, RegionGallery
 from clipjax.writers import JsonlWriter, write_results
 
 EVIL = "<script>alert('x')</script> & \"q\""
@@ -150,13 +152,83 @@ def test_galleries_come_from_the_retrieval_evaluator(tmp_path):
             return np.eye(4, dtype=np.float32)[[int(t) for t in texts]]
 
     source = [{"image": np.full((8, 8, 3), i, np.uint8), "text": [str(i)]} for i in range(3)]
-    by_text, by_picture = retrieval_galleries(Retrieval("small", source, Encoder()), None, n=3)
+    by_text, by_picture = Retrieval("small", source, Encoder()).galleries(None, n=3)
     assert (by_text.by_text, by_picture.by_text) == (True, False)
     assert [q.answers[0].right for q in by_text.queries] == [True] * 3
     assert [int(q.answers[0].image[0, 0, 0]) for q in by_text.queries] == [0, 1, 2]
     page = read(write_report(tmp_path, [by_text, by_picture]))
     assert "small: pictures for a text" in page.text
     assert "3 of 3 are right" in "".join(page.text)
+
+
+def rectangles(page, mark):
+    """x, y, width and height of the boxes of one class, in order."""
+    found = [a for tag, a in page.tags if tag == "rect" and mark in a["class"].split()]
+    return [[float(a[k]) for k in ("x", "y", "width", "height")] for a in found]
+
+
+def test_regions_are_drawn_with_their_texts(tmp_path):
+    image = Image.new("RGB", (64, 32))
+    wrong = Answer(EVIL, 0.5, False)
+    regions = [
+        Region((0.25, 0, 0.75, 0.5), "pear", [Answer("pear", 0.6, True), wrong], 1),
+        Region((0, 0.5, 0.5, 1), EVIL, [wrong], 1200),
+    ]
+    many = [Region((0, 0, 1, 1), f"text {i}", [], 2) for i in range(9)]
+    gallery = RegionGallery("mine: texts", [(image, regions), (b"broken", many)], "A note.")
+    path = write_report(tmp_path, [gallery])
+    assert EVIL not in path.read_text(encoding="utf-8")
+    page = read(path)
+    shown = "".join(page.text)
+    assert rectangles(page, "c0") == [[0.25, 0, 0.5, 0.5]]
+    assert rectangles(page, "c1") == [[0, 0.5, 0.5, 0.5]]
+    assert len(rectangles(page, "under")) == 2
+    assert len(page.with_class("right")) == 1
+    assert page.text.count("✓") == 1
+    assert "A note. 1 of 11 regions have a right text at the first place." in shown
+    assert "the right one is at place 1,200" in shown
+    assert "and 3 more regions" in shown
+    assert "text 5" in shown
+    assert "text 6" not in shown
+    assert "no picture" in shown
+
+
+def test_boxes_that_were_found_stand_beside_the_true_ones(tmp_path):
+    image = np.zeros((16, 16, 3), np.uint8)
+    right = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]])
+    found = [
+        Found("pear", right, np.array([0, 0, 0.5, 0.25]), 0.5),
+        Found(EVIL, right[:1], np.array([0.75, 0.5, 0.25, 1]), 0.0),  # crossed corners
+    ]
+    path = write_report(tmp_path, [GroundingGallery("mine: boxes", [(image, found)], "A note.")])
+    assert EVIL not in path.read_text(encoding="utf-8")
+    page = read(path)
+    assert rectangles(page, "truth") == [[0, 0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], [0, 0, 0.5, 0.5]]
+    assert rectangles(page, "found") == [[0, 0, 0.5, 0.25], [0.75, 0.5, 0, 0.5]]
+    shown = "".join(page.text)
+    assert "1 of 2 have an IoU of at least 0.5." in shown
+    assert "✓ pear" in shown
+    assert "true box" in shown
+    assert "IoU 0.50" in shown
+
+
+def test_a_frame_escapes_its_tags():
+    page = Page(frame_html("data:,", np.array([[0.1, 0.2, 0.3, 0.4]]), ["c2"], [EVIL]))
+    assert EVIL in "".join(page.text)
+    (tag,) = [a for name, a in page.tags if name == "b"]
+    assert tag["style"] == "left:10.00%;top:20.00%"
+    assert "svg" not in [tag for tag, _ in Page(frame_html("data:,", np.zeros((0, 4)), [])).tags]
+
+
+def test_shares_of_a_group_are_percent(tmp_path):
+    writer = JsonlWriter(tmp_path / "metrics.jsonl")
+    writer.write(64, 1, {"wrong/accuracy/size": 0.255, "boxes/iou": 0.125, "regions/mAcc": 0.75})
+    writer.close()
+    result = {"samples": 64, "metrics": {"iou": 0.125}, "protocol": {"regions": 1234, "pairs": 5}}
+    write_results(tmp_path / "results.json", {"boxes": result})
+    shown = "".join(read(write_report(tmp_path)).text)
+    for text in ("25.5%", "12.5%", "75.0%", "1,234 regions × 5 pairs"):
+        assert text in shown, text
 
 
 def test_curves_follow_the_page_and_keep_their_range():

@@ -9,7 +9,7 @@ from tiny_run import tiny_config
 
 from clipjax import rules
 from clipjax.data.tokenizers import make_tokenizer
-from clipjax.inference import Encoder
+from clipjax.encoder import Encoder
 from clipjax.mesh import make_mesh
 from clipjax.models import example_batch
 from clipjax.step import abstract_state, init_state, make_losses, make_parts, make_step

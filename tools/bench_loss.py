@@ -1,10 +1,12 @@
 """What a contrastive loss costs with its gradients: memory, FLOPs and words moved, read from the compiled program.
 
-    python tools/bench_loss.py [--devices=8] [--batches=32768] [--width=768] [--schemes=ring,gather,...]
+    python tools/bench_loss.py [--loss=softmax|sigmoid|regions] [--devices=8] [--batches=32768] [--width=768]
+        [--schemes=ring,gather,...]
 
 Nothing is run: the loss and its gradients are compiled for simulated CPU devices, and one line a scheme is printed as
 Markdown. `ring` and `gather` are clipjax's; `local` is what is called local loss with gathered gradients elsewhere,
-`matrix` the plain formula under jit, its rows split by XLA. The table in docs/losses.md is this program's output.
+`matrix` the plain formula under jit, its rows split by XLA. With `--loss=regions` the batch counts regions, four an
+image, and texts alike are left out. The tables in docs/losses.md are this program's output.
 """
 
 import argparse
@@ -20,7 +22,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", default="32768", help="global batches, separated by commas")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--schemes", default=",".join(SCHEMES))
-    parser.add_argument("--loss", choices=("softmax", "sigmoid"), default="softmax")
+    parser.add_argument("--loss", choices=("softmax", "sigmoid", "regions"), default="softmax")
     return parser.parse_args()
 
 
@@ -73,10 +75,20 @@ def _losses(loss, scheme, mesh):
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec
 
-    from clipjax.losses import sigmoid_contrastive, softmax_contrastive
+    from clipjax.losses import region_contrastive, sigmoid_contrastive, softmax_contrastive
+
+    def four(x):
+        return x.reshape(-1, 4, *x.shape[1:])
+
+    def exists(i):
+        return i[:, 0] < 2.0  # every row, but the compiler cannot know
 
     if scheme in ("ring", "gather"):
         settings = dict(mesh=mesh, layout=scheme)
+        if loss == "regions":
+            return lambda i, t, s, b: (
+                region_contrastive(four(i), four(t), four(exists(i)), s, **settings)[0] + 0.0 * b
+            )
         if loss == "sigmoid":
             return lambda i, t, s, b: sigmoid_contrastive(i, t, s, b, **settings)[0]
         return lambda i, t, s, b: softmax_contrastive(i, t, s, **settings)[0] + 0.0 * b
@@ -90,8 +102,16 @@ def _losses(loss, scheme, mesh):
         own = jnp.take_along_axis(logits, first + jnp.arange(len(logits))[:, None], axis=1)[:, 0]
         return jnp.sum(jax.nn.logsumexp(logits, axis=1) - own) / 2
 
+    def alike(t, texts, first):
+        """What keeps other texts alike out of a sum, of logits; nothing but for regions."""
+        if loss != "regions":
+            return 0.0
+        rows, columns = len(t), len(texts)
+        own = jnp.arange(columns) == first + jnp.arange(rows)[:, None]
+        return jnp.where(jax.lax.stop_gradient(t @ texts.T > 0.9) & ~own, -jnp.inf, 0.0)
+
     def matrix(i, t, s, b):
-        logits = s * i @ t.T + b
+        logits = s * i @ t.T + b + alike(t, t, 0)
         if loss == "sigmoid":
             return binary(logits, 0) / len(i)
         return (cross_entropy(logits, 0) + cross_entropy(logits.T, 0)) / len(i)
@@ -102,8 +122,9 @@ def _losses(loss, scheme, mesh):
         if loss == "sigmoid":
             total = binary(s * i @ texts.T + b, first)
         else:
-            total = cross_entropy(s * i @ texts.T, first) + cross_entropy(s * t @ images.T, first)
-            total += 0.0 * b
+            out = alike(t, texts, first)
+            total = cross_entropy(s * i @ texts.T + out, first)
+            total += cross_entropy(s * t @ images.T + out, first) + 0.0 * b
         return jax.lax.psum(total, "data") / len(images)
 
     if scheme == "matrix":

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from etils import epath
 from clipjax import checkpoint
 from clipjax.config import to_json
 from clipjax.convert import formats, orbax
+from clipjax.convert.express import check_parts
 from clipjax.convert.files import write_safetensors
 from clipjax.convert.files.npz_writer import write_npz
 from clipjax.convert.files.torch_writer import write_torch
+from clipjax.convert.parts import without
 from clipjax.convert.source import OURS, Source, cast, open_source, resized
 from clipjax.data.tokenizers.absent import Absent
 from clipjax.errors import UserError
@@ -34,6 +36,7 @@ def convert(
     form: str | None = None,
     to: str = OURS,
     options: formats.Options | None = None,
+    left_out: Sequence[str] = (),
     dtype: str | None = None,
     size: int | None = None,
     length: int | None = None,
@@ -48,6 +51,7 @@ def convert(
       form: format of the source; None: recognised by its content.
       to: format of the target.
       options: what the source does not say itself.
+      left_out: parts of the model that are not written, see `parts.without`.
       dtype: of all parameters; None keeps each as it is.
       size, length: of pictures and texts, where they are to be others than the source's.
       mesh: sizes of mesh axes; a target of clipjax is then written in the pieces that such a mesh reads.
@@ -76,16 +80,22 @@ def convert(
     if "://" not in target:
         folder = folder.expanduser().absolute()
     orbax.check_new(epath.Path(target))
-    found = cast(resized(open_source(source, form, options), size, length), dtype)
+    whole = open_source(source, form, options)
+    found = cast(resized(without(whole, left_out), size, length), dtype)
     for note in found.notes:
         print(f"Note: {note}")
     if to == OURS:
         _write_ours(found, epath.Path(target).absolute(), mesh)
     else:
-        _write_theirs(found, folder, to, max_shard_bytes)
+        write_theirs(found, folder, to, max_shard_bytes)
     parameters = sum(int(np.prod(t.shape, dtype=np.int64)) for t in found.params.values())
+    more = (
+        f"{len(whole.params) - len(found.params)} tensors left out as asked, no other"
+        if left_out
+        else "no tensor"
+    )
     print(
-        f"{target}: {found.format} -> {to}, {parameters / 1e6:.1f} M parameters, no tensor of the source left over."
+        f"{target}: {found.format} -> {to}, {parameters / 1e6:.1f} M parameters, {more} of the source left over."
     )
     return 0
 
@@ -114,8 +124,10 @@ def _write_ours(source: Source, target: epath.Path, mesh: Mapping[str, int] | No
     orbax.write(target, source.params, meta, packed, shardings)
 
 
-def _write_theirs(source: Source, target: Path, to: str, max_shard_bytes: int | None) -> None:
+def write_theirs(source: Source, target: Path, to: str, max_shard_bytes: int | None) -> None:
+    """Writes a directory of another format, whole or not at all; see `convert`."""
     tokenizer = None if isinstance(source.tokenizer, Absent) else source.tokenizer
+    check_parts(source.config.model, to)
     export = formats.get(to).export(source.config, tokenizer, source.hints)
     for note in export.notes:
         print(f"Note: {note}")

@@ -5,10 +5,11 @@ may write down what it knows without looking: if what it wrote means another mod
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipjax.data.presets import Preset
 from clipjax.errors import UserError
+from clipjax.models import PARTS, TOWERS, model_parts
 
 # How a model is trained or computed, not what it is; and what the parameters hold themselves.
 FREE = (
@@ -23,6 +24,8 @@ FREE = (
     "image.chunk",
     "text.remat",
     "text.unroll",
+    "regions.remat",
+    "regions.unroll",
     "mean",
     "std",
 )
@@ -39,23 +42,19 @@ def identity(model: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in _flat(model).items():
         flat[name] = tuple(value) if isinstance(value, list) else value
-    for tower in ("image", "text"):
-        prefix = f"{tower}."
+    for part, _ in model_parts(model):
+        prefix = f"{part}."
         fields = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
-        if fields:
-            flat = {k: v for k, v in flat.items() if not k.startswith(prefix)}
-            flat |= {prefix + k: v for k, v in _SETTLED.get(fields["kind"], dict)(fields).items()}
+        flat = {k: v for k, v in flat.items() if not k.startswith(prefix)}
+        flat |= {prefix + k: v for k, v in _SETTLED.get(fields["kind"], dict)(fields).items()}
     flat |= {name: flat[name] is not None for name in _PRESENCE if name in flat}
     return {name: value for name, value in flat.items() if name not in FREE}
 
 
 def _flat(model: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in dict(model).items():
-        if name in ("image", "text"):
-            flat |= {f"{name}.{field}": v for field, v in dict(value).items()}
-        else:
-            flat[name] = value
+    flat = {name: value for name, value in dict(model).items() if name not in PARTS}
+    for part, fields in model_parts(model):
+        flat |= {f"{part}.{field}": value for field, value in dict(fields).items()}
     return flat
 
 
@@ -118,29 +117,41 @@ _SETTLED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def differences(model: Mapping[str, Any], understood: Mapping[str, Any]) -> list[str]:
-    """What `understood` takes for another than it is, as parts of a sentence; each names a field."""
-    mine, theirs = identity(model), identity(understood)
-    raw, other = _flat(model), _flat(understood)
-    wrong = []
-    for tower in ("image", "text"):
-        kinds = raw.get(f"{tower}.kind"), other.get(f"{tower}.kind")
-        if kinds[0] != kinds[1]:
-            wrong.append(_difference(f"{tower}.kind", *kinds))
-    parted = tuple(f"{part.split('.')[1]}." for part in wrong)
+class Difference(NamedTuple):
+    """A field of two descriptions of a model that do not mean the same."""
+
+    name: str
+    mine: Any
+    theirs: Any
+
+
+def compare(model: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
+    """The fields in which two models are not the same; of parts of two kinds, the kind alone."""
+    mine, theirs = identity(model), identity(other)
+    raw, raw_theirs = _flat(model), _flat(other)
+    kinds = [
+        Difference(name, raw.get(name), raw_theirs.get(name))
+        for name in (f"{part}.kind" for part in PARTS)
+    ]
+    wrong = [kind for kind in kinds if kind.mine != kind.theirs]
+    parted = tuple(kind.name.removesuffix("kind") for kind in wrong)
     for name in dict.fromkeys((*mine, *theirs)):
         if name.startswith(parted) or name.endswith(".kind"):
             continue
         # What only one of them has follows from another field, which differs.
         if name in mine and name in theirs and mine[name] != theirs[name]:
-            settled = raw[name] is not None and other[name] is not None
-            values = (raw, other) if settled or name in _PRESENCE else (mine, theirs)
-            wrong.append(_difference(name, values[0][name], values[1][name]))
+            settled = raw[name] is not None and raw_theirs[name] is not None
+            shown = (raw, raw_theirs) if settled or name in _PRESENCE else (mine, theirs)
+            wrong.append(Difference(name, shown[0][name], shown[1][name]))
     return wrong
 
 
-def _difference(name: str, mine: Any, theirs: Any) -> str:
-    return f"model.{name} = {mine!r} (it would be {theirs!r})"
+def differences(model: Mapping[str, Any], understood: Mapping[str, Any]) -> list[str]:
+    """What `understood` takes for another than it is, as parts of a sentence; each names a field."""
+    return [
+        f"model.{name} = {mine!r} (it would be {theirs!r})"
+        for name, mine, theirs in compare(model, understood)
+    ]
 
 
 def check_expressed(model: Mapping[str, Any], understood: Mapping[str, Any], what: str) -> None:
@@ -157,6 +168,20 @@ def check_expressed(model: Mapping[str, Any], understood: Mapping[str, Any], wha
     wrong = differences(model, understood)
     if wrong:
         raise UserError(f"{what} cannot express {', '.join(wrong)}.")
+
+
+def check_parts(model: Mapping[str, Any], what: str) -> None:
+    """Refuses a model with more than an image tower and a text tower: no format but clipjax's own has more.
+
+    Raises:
+      UserError: names the part.
+    """
+    for part, fields in model_parts(model):
+        if part not in TOWERS:
+            raise UserError(
+                f"{what} has no place for this model's part {part!r} (model.{part}.kind = {fields['kind']!r}); "
+                f"--without={part} leaves it out, and clipjax's own format takes it."
+            )
 
 
 def has_towers(model: Mapping[str, Any], image: str | None, text: str | None) -> bool:
@@ -186,7 +211,8 @@ def check_named(
             )
         if kind is not None and not kinds:
             raise UserError(
-                f"{what} has no {tower} towers, and this model has one (model.{tower}.kind = {kind!r})."
+                f"{what} has no {tower} towers, and this model has one (model.{tower}.kind = {kind!r}); "
+                f"--without={tower} leaves it out."
             )
         if kind is not None and kind not in kinds:
             known = " and ".join(map(repr, kinds))

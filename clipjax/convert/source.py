@@ -1,6 +1,7 @@
 """A checkpoint of any format as one thing: what it is, and its parameters, each read when it is asked for."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,22 +188,36 @@ def resized(source: Source, size: int | None = None, length: int | None = None) 
         tokenizer = checkpoint.with_length(tokenizer, length)
     wanted = flatten_dict(parameter_shapes(config.model), sep="/")
     for path, tensor in source.params.items():
-        if tensor.shape == wanted[path].shape:
+        shape = tuple(wanted[path].shape)
+        if tensor.shape == shape:
             continue
-        if path.endswith("position_embedding") and path.startswith("image/"):
-            prefix = _prefix(config.model.image)
-            read = lambda t=tensor, p=prefix, n=wanted[path].shape[0]: resample_grid(  # noqa: E731
-                t.read(), round((n - p) ** 0.5), source.resample, p
-            )
-        elif path == "text/position_embedding":
-            read = lambda t=tensor, n=wanted[path].shape[0]: resample_line(t.read(), n)  # noqa: E731
-        else:
+        new = resampled(source, path, shape)
+        if new is None:
             raise UserError(
-                f"{path} has shape {list(tensor.shape)} and would need {list(wanted[path].shape)}; only positions "
-                "can be resampled."
+                f"{path} has shape {list(tensor.shape)} and would need {list(shape)}; only positions can be resampled."
             )
-        params[path] = Tensor(tuple(wanted[path].shape), tensor.dtype, read)
+        params[path] = new
     return dataclasses.replace(source, config=config, params=params, tokenizer=tokenizer)
+
+
+def resampled(source: Source, path: str, shape: tuple[int, ...]) -> Tensor | None:
+    """The table of positions at `path` for another resolution or text length, made when it is read.
+
+    None if it is no such table, or has that shape in no resolution.
+    """
+    tensor = source.params[path]
+    rows = shape[0] if tensor.shape[1:] == shape[1:] else 0
+    if path == "text/position_embedding" and rows:
+        return Tensor(shape, tensor.dtype, lambda: resample_line(tensor.read(), rows))
+    if path.startswith("image/") and path.endswith("position_embedding"):
+        prefix = _prefix(source.config.model.image)
+        side = math.isqrt(max(rows - prefix, 0))
+        if side and side**2 == rows - prefix:
+            how = source.resample
+            return Tensor(
+                shape, tensor.dtype, lambda: resample_grid(tensor.read(), side, how, prefix)
+            )
+    return None
 
 
 def _prefix(image: Mapping[str, Any]) -> int:

@@ -100,6 +100,15 @@ def fit_box(
     return left * across, top * down, (left + side) * across, (top + side) * down
 
 
+def fit_geometry(
+    size: tuple[int, int], side: int, resize: str, crop_fraction: float = 1.0
+) -> Geometry:
+    """Where the points of a picture of (width, height) pixels lie in the frame that `images.fit` makes of it."""
+    left, top, right, bottom = fit_box(size, side, resize, crop_fraction)
+    width, height = size
+    return WHOLE.crop((left / width, top / height, right / width, bottom / height))
+
+
 def cut(
     pixels_HxWx3: np.ndarray,
     size: tuple[int, int],

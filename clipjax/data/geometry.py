@@ -41,6 +41,16 @@ class Geometry(NamedTuple):
         """Exchanges left and right."""
         return self.then(np.array([[-1.0, 0, 1], [0, 1, 0]]))
 
+    def inverse(self) -> "Geometry":
+        """The map from the frame back to the picture."""
+        linear = np.linalg.inv(self.matrix_2x3[:, :2])
+        return Geometry(np.concatenate([linear, -linear @ self.matrix_2x3[:, 2:]], axis=1))
+
+    def points(self, points_Nx2: np.ndarray) -> np.ndarray:
+        """Points of the picture, x and y as fractions, as points of the frame, which may lie outside of it; float64."""
+        matrix = self.matrix_2x3
+        return np.asarray(points_Nx2, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
     def boxes(self, boxes_Mx4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes of the picture as boxes of the frame.
 

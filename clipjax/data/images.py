@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from clipjax.data.bad import BadRecord
 from clipjax.errors import UserError
@@ -78,6 +78,22 @@ def open_image(image: Any) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise BadRecord(TOO_LARGE)
     return image
+
+
+def upright_size(image: Any) -> tuple[int, int]:
+    """(width, height) of what `decode` makes of it, from the header alone.
+
+    Raises:
+      BadRecord: as `open_image`.
+    """
+    opened = open_image(image)
+    if isinstance(image, np.ndarray):
+        return opened.size
+    try:
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception as error:  # hostile EXIF raises anything
+        raise BadRecord("image is truncated or broken") from error
+    return opened.size[::-1] if turned else opened.size
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:

@@ -12,12 +12,11 @@ from clipjax.data.geometry import WHOLE
 from clipjax.data.picture import Picture
 from clipjax.data.regions import draw_regions
 from clipjax.data.sources.rows import strings
-from clipjax.report_figures import thumbnail_uri
+from clipjax.report_pictures import COLOURS, frame_html, thumbnail_uri
 from clipjax.writers import replace_file
 
 THUMB = 320  # pixels of the longer side
 CAPTIONS, REGIONS, LETTERS = 4, 8, 240  # of a record that are shown
-COLOURS = 6  # of boxes; the report's s1 to s6
 
 # No script and nothing from elsewhere would run even if something got through.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -28,12 +27,6 @@ _STYLE = """
 .records figure { padding: 12px; }
 .views { display: flex; gap: 10px; align-items: flex-start; }
 .views > div { flex: 1 1 0; min-width: 0; font-size: 12px; color: var(--muted); }
-.frame { position: relative; border-radius: 6px; overflow: hidden; background: #fff; margin-bottom: 4px;
-  box-shadow: 0 0 0 1px var(--line); }
-.frame img { display: block; width: 100%; height: auto; }
-.frame svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-.frame rect { fill: none; stroke-width: 2.5; vector-effect: non-scaling-stroke; }
-.frame rect.under { stroke: #fff; stroke-width: 4.5; stroke-opacity: 0.7; }
 .records ul { list-style: none; margin: 8px 0 0; padding: 0; font-size: 14px; line-height: 1.35; }
 .records li { overflow-wrap: anywhere; padding: 2px 0; }
 .records li:has(.dot) { font-size: 13px; }
@@ -43,9 +36,7 @@ _STYLE = """
 td.value { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .facts-table td:first-child { width: 1%; font-weight: 500; padding-right: 28px; }
 .facts-table td { padding-top: 5px; padding-bottom: 5px; font-size: 14px; }
-""" + "".join(
-    f".c{n} {{ stroke: var(--s{n + 1}); background: var(--s{n + 1}); }}\n" for n in range(COLOURS)
-)
+"""
 
 
 class Shown:
@@ -171,13 +162,7 @@ def _card(one: Shown) -> str:
 
 
 def _frame(uri: str, boxes_Mx4: np.ndarray, colours: Sequence[int]) -> str:
-    """A picture with its boxes; each rectangle is drawn twice, so that it shows on any ground."""
-    drawn = ""
-    for colour, (x1, y1, x2, y2) in zip(colours, np.asarray(boxes_Mx4, np.float64), strict=True):
-        place = f"x={x1:.5f} y={y1:.5f} width={x2 - x1:.5f} height={y2 - y1:.5f}"
-        drawn += f"<rect class=under {place}></rect><rect class=c{colour % COLOURS} {place}></rect>"
-    overlay = f'<svg viewBox="0 0 1 1" preserveAspectRatio="none">{drawn}</svg>' if drawn else ""
-    return f'<div class=frame><img alt="" src="{uri}">{overlay}</div>'
+    return frame_html(uri, boxes_Mx4, [f"c{colour % COLOURS}" for colour in colours])
 
 
 def _lines(texts: Sequence[str], marks: Sequence[str] | None = None, most: int = CAPTIONS) -> str:

@@ -64,10 +64,12 @@ class Named:
     def stream(self) -> Any:
         """The training stream of these sources; see `clipjax.data.stream.Stream`."""
         from clipjax.data.stream import Stream
+        from clipjax.data.tokenizers import make_tokenizers
 
         config = self.settings()
         size = config.model.image.size
-        return Stream(self.data(), config.preprocess, size, self.tokenizer(), config.seed)
+        captions, regions = make_tokenizers(config)
+        return Stream(self.data(), config.preprocess, size, captions, config.seed, regions)
 
 
 def named(

@@ -21,6 +21,9 @@ def check_regions(settings: Mapping[str, Any]) -> None:
     """Refuses settings of `data.regions` that mean nothing."""
     if settings["count"] < 0:
         raise UserError(f"data.regions.count must be 0 or more, not {settings['count']}.")
+    length = settings["text_length"]
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
+        raise UserError(f"data.regions.text_length must be a whole number or None, not {length!r}.")
     for name in ("min_visible", "min_side"):
         if not 0 <= settings[name] <= 1:
             raise UserError(
@@ -61,7 +64,7 @@ def draw_regions(
     Raises:
       BadRecord: boxes that are not m x 4 finite numbers, or not as many texts.
     """
-    boxes_Mx4 = _fractions(record.get("boxes"), box_format, size)
+    boxes_Mx4 = fractions(record.get("boxes"), box_format, size)
     texts = record.get("region_text")
     texts = [] if texts is None else list(texts)
     if len(texts) != len(boxes_Mx4):
@@ -72,18 +75,18 @@ def draw_regions(
     side_M = (boxes_Mx4[:, 2:] - boxes_Mx4[:, :2]).min(axis=1)
     kept_M = (visible_M > 0) & (visible_M >= settings["min_visible"] - 1e-6)
     kept_M &= (side_M > 0) & (side_M >= settings["min_side"])
-    kept_M &= [bool(_alternatives(text)) for text in texts]
+    kept_M &= [bool(alternatives(text)) for text in texts]
     kept = np.flatnonzero(kept_M)
     if len(kept) > settings["count"]:
         kept = np.sort(rng.choice(kept, settings["count"], replace=False))
     found = []
     for number in kept:
-        choices = _alternatives(texts[number])
+        choices = alternatives(texts[number])
         found.append(choices[rng.integers(len(choices))])
     return boxes_Mx4[kept], found
 
 
-def _alternatives(text: Any) -> Sequence[str]:
+def alternatives(text: Any) -> Sequence[str]:
     """The texts of one region that are not blank."""
     texts = [text] if isinstance(text, str) else list(text) if text is not None else []
     if not all(isinstance(t, str) for t in texts):
@@ -91,7 +94,7 @@ def _alternatives(text: Any) -> Sequence[str]:
     return [t for t in texts if t.strip()]
 
 
-def _fractions(boxes: Any, box_format: str, size: tuple[int, int]) -> np.ndarray:
+def fractions(boxes: Any, box_format: str, size: tuple[int, int]) -> np.ndarray:
     """Boxes as x1,y1,x2,y2 in fractions, float64 [m,4], clipped to the picture.
 
     What lies outside of the picture was never there, so it does not count as lost.

@@ -54,6 +54,7 @@ class Stream:
       size: side of the pictures.
       tokenizer: makes ids of texts.
       seed: of the run.
+      region_tokenizer: makes ids of regions' texts; None: `tokenizer` does.
 
     Raises:
       UserError: settings that mean nothing, or sources that disagree on the number of texts.
@@ -66,6 +67,7 @@ class Stream:
         size: int,
         tokenizer: Tokenizer,
         seed: int,
+        region_tokenizer: Tokenizer | None = None,
     ):
         entries = config["sources"]
         if not entries:
@@ -97,6 +99,7 @@ class Stream:
         self._languages = {tag: n for n, tag in enumerate(config["languages"])}
         self._augment, self._preprocess = dict(config["augment"]), dict(preprocess)
         self._size, self._tokenizer, self._seed = size, tokenizer, seed
+        self._region_tokenizer = region_tokenizer or tokenizer
 
     @property
     def epoch(self) -> int:
@@ -153,7 +156,7 @@ class Stream:
             raise BadRecord("there is no image")
         picture = Picture(images[rng.integers(len(images))] if several else images)
         pixels, geometry = augment(picture, self._size, self._augment, self._preprocess, rng)
-        ids_KxL, cut = self._encode(texts)
+        ids_KxL, cut = _encode(self._tokenizer, texts)
         sample: dict[str, Any] = {
             "image": pixels,
             "text": ids_KxL if self.texts > 1 else ids_KxL[0],
@@ -177,20 +180,21 @@ class Stream:
         count, n = self._regions["count"], len(texts)
         boxes_Mx4 = np.zeros((count, 4), np.float32)
         boxes_Mx4[:n] = boxes_Nx4
-        length, cut = self._tokenizer.length, 0
-        ids_MxL = np.full((count, length), self._tokenizer.pad_id, np.int32)
+        tokenizer, cut = self._region_tokenizer, 0
+        ids_MxL = np.full((count, tokenizer.length), tokenizer.pad_id, np.int32)
         if n:
-            ids_MxL[:n], cut = self._encode(texts)
+            ids_MxL[:n], cut = _encode(tokenizer, texts)
         return {
             "boxes": boxes_Mx4,
             "region_text": ids_MxL,
             "region_mask": np.arange(count) < n,
         }, cut
 
-    def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
-        """Ids int32 [n,L], and how many texts were longer than that."""
-        ids_NxL, cut_N = self._tokenizer.encode_rows(texts)
-        return ids_NxL, int(cut_N.sum())
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Ids int32 [n,L], and how many texts were longer than that."""
+    ids_NxL, cut_N = tokenizer.encode_rows(texts)
+    return ids_NxL, int(cut_N.sum())
 
 
 def _window(setting: Any, name: str) -> tuple[int, int] | None:

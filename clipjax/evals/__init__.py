@@ -12,6 +12,10 @@ from clipjax.data.sources import make_source
 from clipjax.errors import UserError
 
 KINDS = {
+    "grounding": "clipjax.evals.grounding:Grounding",
+    "hard_negatives": "clipjax.evals.hard_negatives:HardNegatives",
+    "region_classification": "clipjax.evals.region_classification:RegionClassification",
+    "region_retrieval": "clipjax.evals.region_retrieval:RegionRetrieval",
     "retrieval": "clipjax.evals.retrieval:Retrieval",
     "zero_shot": "clipjax.evals.zero_shot:ZeroShot",
 }

@@ -203,6 +203,44 @@ def nearest_class_metrics(
     return _accuracies(np.concatenate(hits), labels_N, ks)
 
 
+def pair_hits(query_NxD: np.ndarray, right_NxD: np.ndarray, wrong_NxD: np.ndarray) -> np.ndarray:
+    """Whether each query is nearer (inner product) to its right answer than to its wrong one.
+
+    Args:
+        query_NxD: query embeddings, normalised by the caller, as the others.
+        right_NxD: the right answer of each.
+        wrong_NxD: a wrong one.
+
+    Returns:
+        float64 [N]: 1 if it is, 0 if not, 0.5 where both are equally near.
+
+    Raises:
+        UserError: an embedding is not finite.
+    """
+    query_NxD, right_NxD, wrong_NxD = (
+        np.asarray(x, np.float64) for x in (query_NxD, right_NxD, wrong_NxD)
+    )
+    _check_finite(query_NxD, right_NxD, wrong_NxD)
+    difference_N = np.einsum("nd,nd->n", query_NxD, right_NxD - wrong_NxD)
+    norms_N = [np.linalg.norm(x, axis=1) for x in (query_NxD, right_NxD, wrong_NxD)]
+    tolerance_N = _TIE * norms_N[0] * np.maximum(norms_N[1], norms_N[2])
+    return np.where(np.abs(difference_N) <= tolerance_N, 0.5, difference_N > 0)
+
+
+def box_iou(box_4: np.ndarray, boxes_Kx4: np.ndarray) -> np.ndarray:
+    """Intersection over union of a box with others, float64 [K]; 0 for a box without area or with crossed corners."""
+    box_4, boxes_Kx4 = np.asarray(box_4, np.float64), np.asarray(boxes_Kx4, np.float64)
+    low, high = (
+        np.maximum(box_4[:2], boxes_Kx4[:, :2]),
+        np.minimum(box_4[2:], boxes_Kx4[:, 2:]),
+    )
+    shared_K = np.prod(np.maximum(high - low, 0), axis=1)
+    area = np.prod(np.maximum(box_4[2:] - box_4[:2], 0))
+    areas_K = np.prod(np.maximum(boxes_Kx4[:, 2:] - boxes_Kx4[:, :2], 0), axis=1)
+    union_K = area + areas_K - shared_K
+    return shared_K / np.where(union_K > 0, union_K, 1)
+
+
 def _label_hits(scores_bxC, labels_b, ks, tolerance: float) -> np.ndarray:
     own_b = np.take_along_axis(scores_bxC, labels_b[:, None], axis=1)
     better_b = (scores_bxC > own_b + tolerance).sum(axis=1)
@@ -228,10 +266,7 @@ def _score_blocks(
         raise ValueError(f"embeddings do not fit: {query_NxD.shape} and {gallery_MxD.shape}")
     if not len(query_NxD) or not len(gallery_MxD):
         raise ValueError("there are no queries or no gallery")
-    if not (np.isfinite(query_NxD).all() and np.isfinite(gallery_MxD).all()):
-        raise UserError(
-            "The embeddings are not all finite: the model has diverged; use an earlier checkpoint."
-        )
+    _check_finite(query_NxD, gallery_MxD)
     rows = block_rows or max(1, _BLOCK_ENTRIES // len(gallery_MxD))
     gallery_norm = float(np.linalg.norm(gallery_MxD, axis=1).max())
     query_norm = float(np.linalg.norm(query_NxD.astype(np.float64), axis=1).max())
@@ -239,6 +274,13 @@ def _score_blocks(
     for start in range(0, len(query_NxD), rows):
         block_bxD = query_NxD[start : start + rows].astype(np.float64)
         yield start, block_bxD @ gallery_MxD.T, tolerance
+
+
+def _check_finite(*embeddings: np.ndarray) -> None:
+    if not all(np.isfinite(x).all() for x in embeddings):
+        raise UserError(
+            "The embeddings are not all finite: the model has diverged; use an earlier checkpoint."
+        )
 
 
 def _check_ks(ks: Sequence[int]) -> tuple[int, ...]:

@@ -10,6 +10,9 @@ from clipjax.errors import UserError
 from clipjax.evals import metrics
 from clipjax.evals.records import Encoder, embed_records, embed_texts, pictures_of, texts_of
 from clipjax.evals.templates import fill, load_templates, text_hash
+from clipjax.report_gallery import Answer, Gallery, Query
+
+_TITLES = {"text_to_image": "pictures for a text", "image_to_text": "texts for a picture"}
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,25 @@ class Retrieval:
         }
         return _both_ways(to_text, to_image)
 
-    def gallery(self, params: Any, n: int = 8, *, answers: int = 5) -> list[Example]:
-        """Examples for a report: n queries by text, then n by picture, evenly spaced, not chosen.
+    def galleries(self, params: Any, n: int = 8) -> list[Gallery]:
+        """For a report: `examples` by text, and by picture."""
+        by_direction: dict[str, list[Query]] = {"text_to_image": [], "image_to_text": []}
+        for example in self.examples(params, n):
+            answers = [
+                Answer(hit.text, hit.score, hit.right, self.picture(hit.record, hit.picture))
+                for hit in example.hits
+            ]
+            image = self.picture(example.record, example.picture)
+            query = Query(example.text, image, answers, example.rank)
+            by_direction[example.direction].append(query)
+        note = "Queries are evenly spaced through the set, not chosen. Numbers are cosine similarities."
+        return [
+            Gallery(f"{self.name}: {_TITLES[direction]}", direction == "text_to_image", some, note)
+            for direction, some in by_direction.items()
+        ]
+
+    def examples(self, params: Any, n: int = 8, *, answers: int = 5) -> list[Example]:
+        """What a report shows: n queries by text, then n by picture, evenly spaced, not chosen.
 
         Args:
             params: parameters of the model.

@@ -4,12 +4,16 @@ A run's losses are named, weighted entries of its config. `kind` is one of `KIND
 `(outputs, batch, *, mesh, **settings) -> (scalar, metrics)`.
 """
 
+from clipjax.losses.boxes import grounding
+from clipjax.losses.regions import region_contrastive
 from clipjax.losses.sigmoid import sigmoid_contrastive
 from clipjax.losses.softmax import softmax_contrastive
 
-__all__ = ["KINDS", "sigmoid_contrastive", "softmax_contrastive"]
+__all__ = ["KINDS", "grounding", "region_contrastive", "sigmoid_contrastive", "softmax_contrastive"]
 
 KINDS = {
     "softmax": "clipjax.losses.softmax:softmax",
     "sigmoid": "clipjax.losses.sigmoid:sigmoid",
+    "region_softmax": "clipjax.losses.regions:region_softmax",
+    "grounding": "clipjax.losses.boxes:region_grounding",
 }

@@ -12,7 +12,7 @@ losses around are plain functions of the statistics, differentiated by JAX.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -49,6 +49,12 @@ class Pairs(NamedTuple):
     rows: Mapping[str, Any]
     columns: Mapping[str, Any]
     scalars: Scalars
+
+    def without(self, left_out: Callable[[Any, Any], jax.Array] | None) -> "Pairs":
+        """The same tile; pairs for which `left_out(rows, columns)` is True are not `valid`."""
+        if left_out is None:
+            return self
+        return self._replace(valid_rxc=self.valid_rxc & ~left_out(self.rows, self.columns))
 
 
 class Kernel(Protocol):

@@ -20,10 +20,12 @@ class _Sigmoid:
 
     Attributes:
       targets: of a tile, see `Targets.tile`; the row direction's are used.
+      left_out: pairs of a tile that do not count, see `Targets.left_out`; None if all do.
       smoothing: label smoothing.
     """
 
     targets: Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+    left_out: Callable[[Any, Any], jax.Array] | None
     smoothing: float
 
     def empty(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
@@ -31,6 +33,7 @@ class _Sigmoid:
         return {name: jnp.zeros(rows) for name in names}, {}
 
     def measure(self, pairs: Pairs) -> tuple[Statistics, Statistics]:
+        pairs = pairs.without(self.left_out)
         positive_rxc, _ = self.targets(pairs.rows, pairs.columns)
         target_rxc, logits_rxc = self._smoothed(positive_rxc), self._logits(pairs)
         # Each of the two terms by itself: softplus(x) - target * x would lose a small loss in large logits.
@@ -49,6 +52,7 @@ class _Sigmoid:
         return {k: jnp.sum(v, axis=1, where=pairs.valid_rxc) for k, v in terms.items()}, {}
 
     def slope(self, pairs: Pairs) -> jax.Array:
+        pairs = pairs.without(self.left_out)
         factor_rx1 = pairs.scalars["scale"] * pairs.rows["gradient"]["loss"][:, None]
         return jnp.where(pairs.valid_rxc, factor_rx1 * self._slope(pairs), 0.0)
 
@@ -126,7 +130,7 @@ def sigmoid_contrastive(
         targets = diagonal(len(image_BxD))
     image_valid = inputs.mask(image_mask, image_BxD, "image_mask")
     rows, _ = pair_statistics(
-        _Sigmoid(targets.tile, label_smoothing),
+        _Sigmoid(targets.tile, targets.left_out, label_smoothing),
         spread,
         image_BxD,
         text_BxD,

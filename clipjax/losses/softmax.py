@@ -19,6 +19,7 @@ class _Softmax:
 
     Attributes:
       targets: of a tile, see `Targets.tile`; None if there are none.
+      left_out: pairs of a tile that do not count, see `Targets.left_out`; None if all do.
       apart: leaves positives out of the log-sums. With one positive a row its loss is then softplus(log-sum of the
         rivals - own logit), exact even where the loss is far smaller than the logits.
       smooth: also sum over all pairs, for label smoothing.
@@ -26,6 +27,7 @@ class _Softmax:
     """
 
     targets: Callable[[Any, Any], tuple[jax.Array, jax.Array]] | None
+    left_out: Callable[[Any, Any], jax.Array] | None = None
     apart: bool = False
     smooth: bool = False
     hits: bool = False
@@ -34,6 +36,7 @@ class _Softmax:
         names = ["mass", "drift"]
         names += ["pull", "weight"] if self.targets else []
         names += ["all", "count"] if self.smooth else []
+        names += ["dropped"] if self.left_out else []
         maxima = ["top", *(["best", "rival"] if self.hits else [])]
         start = dict.fromkeys(names, 0.0) | dict.fromkeys(maxima, LOWEST)
         of_rows, of_columns = (
@@ -43,7 +46,13 @@ class _Softmax:
 
     def measure(self, pairs: Pairs) -> tuple[Statistics, Statistics]:
         of_rows, of_columns = self._targets(pairs)
-        return self._measure(pairs, of_rows, 1), self._measure(pairs, of_columns, 0)
+        counted = pairs.without(self.left_out)
+        rows, columns = self._measure(counted, of_rows, 1), self._measure(counted, of_columns, 0)
+        if self.left_out:
+            dropped_rxc = pairs.valid_rxc & ~counted.valid_rxc
+            rows["dropped"] = jnp.sum(dropped_rxc, axis=1, dtype=jnp.float32)
+            columns["dropped"] = jnp.sum(dropped_rxc, axis=0, dtype=jnp.float32)
+        return rows, columns
 
     def _measure(self, pairs: Pairs, target_rxc: jax.Array | None, axis: int) -> Statistics:
         similarity_rxc, valid_rxc = pairs.similarity_rxc, pairs.valid_rxc
@@ -72,6 +81,7 @@ class _Softmax:
         return found
 
     def slope(self, pairs: Pairs) -> jax.Array:
+        pairs = pairs.without(self.left_out)
         sides = zip((pairs.rows, pairs.columns), self._targets(pairs), (1, 0), strict=True)
         return sum(self._slope(pairs, *side) for side in sides)
 
@@ -83,7 +93,12 @@ class _Softmax:
             {k: jnp.expand_dims(v, axis) for k, v in side[name].items()}
             for name in ("statistics", "gradient")
         )
-        share_rxc = jnp.exp(scale * (pairs.similarity_rxc - final["top"]) - final["log_mass"])
+        share_rxc = scale * (pairs.similarity_rxc - final["top"]) - final["log_mass"]
+        if self.left_out:
+            # A share is at most 1. A pair at the edge of being left out may be rounded to the other side in the second
+            # pass and then lie far above the top of those that were counted.
+            share_rxc = jnp.minimum(share_rxc, 0.0)
+        share_rxc = jnp.exp(share_rxc)
         push_rxc = scale * gradient["log_mass"] * share_rxc
         slope_rxc = jnp.where(self._summed(pairs.valid_rxc, target_rxc), push_rxc, 0.0)
         if target_rxc is not None:
@@ -147,7 +162,8 @@ def softmax_contrastive(
 
     Returns:
       float32 scalar and metrics: `image_to_text_accuracy` and `text_to_image_accuracy` within the batch, how often the
-      best positive beats all negatives (not for soft targets).
+      best positive beats all negatives (not for soft targets). With targets that leave pairs out also `left_out`, the
+      mean number of columns left out of a row that counts.
 
     Raises:
       UserError: shapes that differ, a batch that does not divide over the mesh, an unknown layout.
@@ -155,11 +171,12 @@ def softmax_contrastive(
     image_BxD, text_BxD = (jnp.asarray(x, jnp.float32) for x in (image_BxD, text_BxD))
     inputs.check(image_BxD, text_BxD, targets, label_smoothing)
     spread = make_spread(mesh, layout, block_size, precision, len(image_BxD), len(text_BxD))
-    alone = targets is None and not label_smoothing
     if targets is None:
         targets = diagonal(len(image_BxD))
+    alone = targets.single and not label_smoothing
     kernel = _Softmax(
         targets.tile,
+        targets.left_out,
         apart=alone,
         smooth=label_smoothing > 0,
         hits=targets.hard and not alone,
@@ -198,6 +215,10 @@ def softmax_contrastive(
             )
             hit = (best > rival) | jnp.isneginf(found["log_mass"])  # or there is no rival
             metrics[name] = jnp.sum(hit & counts, dtype=jnp.float32) / number
+    if targets.left_out:
+        counts = sides[0]["weight"] > 0
+        dropped = jnp.sum(sides[0]["dropped"], where=counts)
+        metrics["left_out"] = dropped / jnp.maximum(jnp.sum(counts), 1)
     return 0.5 * (means[0] + means[1]), metrics
 
 

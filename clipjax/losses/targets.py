@@ -5,7 +5,7 @@ makes of it the targets of a tile. Nothing of size B x B is needed, except where
 gradient flows through targets.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.struct
@@ -19,9 +19,19 @@ Info = Mapping[str, jax.Array]
 
 @flax.struct.dataclass
 class Targets:
-    """Base class. `hard`: targets are 0 or 1, so that a hit can be counted."""
+    """Base class.
+
+    Attributes:
+      hard: targets are 0 or 1, so that a hit can be counted.
+      single: moreover no row and no column has more than one positive.
+      left_out: static function of what is known about rows and columns -> bool [r, c], the pairs that are left out of
+        every sum, neither positive nor negative; None if there are none. Like `tile` it finds `embedding` there too,
+        the rows [r, D] and the columns [c, D] that the loss is given.
+    """
 
     hard: ClassVar[bool] = True
+    single: ClassVar[bool] = False
+    left_out: ClassVar[Callable[[Info, Info], jax.Array] | None] = None
 
     def rows(self) -> dict[str, jax.Array]:
         """What is known about rows, arrays [R, ...]."""
@@ -77,10 +87,17 @@ class SameId(Targets):
         return target_rxc, target_rxc
 
 
-def diagonal(batch: int) -> SameId:
-    """Row i belongs to column i."""
+@flax.struct.dataclass
+class Diagonal(SameId):
+    """Row i belongs to column i; made by `diagonal`."""
+
+    single: ClassVar[bool] = True
+
+
+def diagonal(batch: int) -> Diagonal:
+    """Targets by which row i belongs to column i."""
     number_B = jnp.arange(batch, dtype=jnp.int32)
-    return SameId(number_B, number_B)
+    return Diagonal(number_B, number_B)
 
 
 @flax.struct.dataclass

@@ -25,9 +25,20 @@ TEXT_TOWERS = {
     "transformer": "clipjax.models.text:TextTransformer",
     "bert": "clipjax.models.bert:Bert",
 }
+REGION_HEADS = {
+    "prompter": "clipjax.models.prompter:Prompter",
+    "roi_align": "clipjax.models.roi_align:RoiAlign",
+}
 TOWERS = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}
+# Sections of `config.model` with a kind and settings of their own: part -> (its kinds, what it is called).
+PARTS = {
+    "image": (IMAGE_TOWERS, "image tower"),
+    "text": (TEXT_TOWERS, "text tower"),
+    "regions": (REGION_HEADS, "region head"),
+}
 MODELS = {
     "dual_encoder": "clipjax.models.dual_encoder:DualEncoder",
+    "region_dual_encoder": "clipjax.models.regions:RegionDualEncoder",
     "image_encoder": "clipjax.models.single:ImageEncoder",
     "text_encoder": "clipjax.models.single:TextEncoder",
 }
@@ -51,7 +62,7 @@ def section(kind: str, table: Mapping[str, str], what: str, **settings: Any) -> 
     fields = {
         f.name: None if f.default is dataclasses.MISSING else f.default
         for f in dataclasses.fields(module)
-        if f.name not in ("parent", "name", *TOWERS, *shared)
+        if f.name not in ("parent", "name", *PARTS, *shared)
     }
     if table is MODELS:
         fields |= {k: default for k, (_, default) in _HOW.items()}
@@ -73,13 +84,19 @@ def text_section(kind: str = "transformer", **settings: Any) -> ConfigDict:
     return section(kind, TEXT_TOWERS, "text tower", **settings)
 
 
+def region_section(kind: str = "prompter", **settings: Any) -> ConfigDict:
+    """Section `config.model.regions`."""
+    return section(kind, REGION_HEADS, "region head", **settings)
+
+
 def model_section(
     image: ConfigDict | None = None,
     text: ConfigDict | None = None,
     kind: str = "dual_encoder",
+    regions: ConfigDict | None = None,
     **settings: Any,
 ) -> ConfigDict:
-    """Section `config.model`, with the towers that the kind of model has: given, or with their defaults.
+    """Section `config.model`, with the parts that the kind of model has: given, or with their defaults.
 
     `dtype` "auto" is bfloat16 on accelerators and float32 on CPU; `attention` is one of `attention.IMPLEMENTATIONS`,
     `quantize` None or a kind of `quantize.KINDS`; all three are for both towers. See docs/precision.md.
@@ -88,26 +105,27 @@ def model_section(
       UserError: no such kind or setting, or a tower that this kind of model has no place for.
     """
     result = section(kind, MODELS, "model", **({"dtype": "auto"} | settings))
-    given = {"image": image, "text": text}
-    parts = _towers(kind)
+    given = {"image": image, "text": text, "regions": regions}
+    parts = _parts(kind)
+    _check_parts(kind, [part for part, value in given.items() if value is not None], parts)
     for part in parts:
-        default = image_section if part == "image" else text_section
-        result[part] = default() if given[part] is None else given[part]
-    _check_towers(kind, [part for part, tower in given.items() if tower is not None], parts)
+        table, what = PARTS[part]
+        default = section(next(iter(table)), table, what)
+        result[part] = default if given[part] is None else given[part]
     return result
 
 
-def _towers(kind: str) -> list[str]:
-    """Which towers a kind of model has."""
+def _parts(kind: str) -> list[str]:
+    """Which parts a kind of model has."""
     fields = [f.name for f in dataclasses.fields(registry.lookup(kind, MODELS, "model"))]
-    return [part for part in TOWERS if part in fields]
+    return [part for part in PARTS if part in fields]
 
 
-def _check_towers(kind: str, given: Iterable[str], parts: Iterable[str]) -> None:
+def _check_parts(kind: str, given: Iterable[str], parts: Iterable[str]) -> None:
     for part in given:
         if part not in parts:
             raise UserError(
-                f"The model {kind!r} has no {part} tower; leave config.model.{part} out."
+                f"The model {kind!r} has no {PARTS[part][1]}; leave config.model.{part} out."
             )
 
 
@@ -146,9 +164,9 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
         )
     quantize.check(how["quantize"])
     kind = config["kind"]
-    parts = _towers(kind)
-    _check_towers(kind, [part for part in TOWERS if part in config], parts)
-    apart = (*TOWERS, "kind", *_HOW)
+    parts = _parts(kind)
+    _check_parts(kind, [part for part in PARTS if part in config], parts)
+    apart = (*PARTS, "kind", *_HOW)
     settings = {k: v for k, v in dict(config).items() if k not in apart}
     settings["dtype"] = compute_dtype(settings["dtype"])
     if settings["param_dtype"] not in _FLOATS:
@@ -158,23 +176,22 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
     dtypes = {k: settings[k] for k in _DTYPES}
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
-    def tower(part: str) -> nn.Module:
+    def make(part: str) -> nn.Module:
         if part not in config:
             raise UserError(f"The model {config['kind']!r} needs a section config.model.{part}.")
         options = dict(config[part])
         kind = options.pop("kind")
-        module = registry.lookup(kind, TOWERS[part], f"{part} tower")
+        table, what = PARTS[part]
+        module = registry.lookup(kind, table, what)
         fields = {f.name for f in dataclasses.fields(module)}
-        if how["quantize"] is not None and "quantize" not in fields:
-            raise UserError(
-                f"The {part} tower {kind!r} cannot be quantised; set model.quantize to None."
-            )
+        if how["quantize"] is not None and part in TOWERS and "quantize" not in fields:
+            raise UserError(f"The {what} {kind!r} cannot be quantised; set model.quantize to None.")
         given = dtypes | {n: how[k] for k, (n, _) in _HOW.items() if n in fields}
-        return registry.call(module, options, f"The {part} tower {kind!r}", **given)
+        return registry.call(module, options, f"The {what} {kind!r}", **given)
 
-    towers = {part: tower(part) for part in parts}
+    made = {part: make(part) for part in parts}
     return registry.call(
-        registry.lookup(kind, MODELS, "model"), settings, f"The model {kind!r}", **towers
+        registry.lookup(kind, MODELS, "model"), settings, f"The model {kind!r}", **made
     )
 
 
@@ -186,4 +203,20 @@ def example_batch(config: Mapping[str, Any], size: int = 1) -> dict[str, jax.Sha
         batch["image"] = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
     if "text" in config:
         batch["text"] = jax.ShapeDtypeStruct((size, config["text"]["length"]), jnp.int32)
+    if "regions" in config:
+        batch |= example_regions(size, 1, config["text"]["length"])
     return batch | {"sample_seed": jax.ShapeDtypeStruct((size,), jnp.uint32)}
+
+
+def model_parts(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The sections of a model's parts, with their names."""
+    return [(part, config[part]) for part in PARTS if part in config]
+
+
+def example_regions(size: int, count: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of `count` regions a sample, with texts of `length` tokens."""
+    return {
+        "boxes": jax.ShapeDtypeStruct((size, count, 4), jnp.float32),
+        "region_text": jax.ShapeDtypeStruct((size, count, length), jnp.int32),
+        "region_mask": jax.ShapeDtypeStruct((size, count), jnp.bool_),
+    }

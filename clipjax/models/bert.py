@@ -112,6 +112,11 @@ class Bert(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
 
+    @property
+    def sees_padding(self) -> bool:
+        """Padding is masked."""
+        return False
+
     @nn.compact
     def __call__(
         self,

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.models.heads import Projection, image_outputs, text_outputs
+from clipjax.models.heads import Projection, image_outputs, l2_normalise, text_outputs
 from clipjax.models.layers import parameter
+from clipjax.models.roi_align import roi_align
 
 
 class DualEncoder(nn.Module):
@@ -72,3 +73,20 @@ class DualEncoder(nn.Module):
         if "text" in batch:
             outputs |= text_outputs(self.text, self.text_head, batch, seed)
         return outputs
+
+    def pool_regions(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """Regions of a model that was not trained for them: its tokens in a box, averaged, as if they were a picture.
+
+        Args:
+          batch: `image`, and `boxes` [B,M,4].
+
+        Returns:
+          float32 [B,M,D], L2-normalised. Where pooling is more than an average (a class token, attention), the image
+          projection has not seen such vectors.
+
+        Raises:
+          UserError: the tower's tokens are no square grid.
+        """
+        outputs = image_outputs(self.image, self.image_head, batch, None, self.mean, self.std)
+        pooled = roi_align(outputs["image_tokens"], batch["boxes"])
+        return l2_normalise(self.image_head(pooled))

@@ -59,6 +59,12 @@ class TextTransformer(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
 
+    @property
+    def sees_padding(self) -> bool:
+        """Whether what is pooled depends on the tokens behind a text's end."""
+        pooled_before = self.pool in ("eot", "first") and not self.class_token
+        return self.attention != "causal" or not pooled_before
+
     @nn.compact
     def __call__(
         self,

@@ -99,29 +99,31 @@ def compile_losses(job: Job) -> Compiled:
     """The losses alone, with the gradients of the outputs that they read."""
     with compiling_for(job.topology.platform), jax.set_mesh(job.mesh):
         outputs = jax.eval_shape(
-            lambda p, b: job.model.apply({"params": p}, b, train=True), job.state.params, job.batch
+            lambda p, b: job.model.apply({"params": p}, b, train=True),
+            job.state.params,
+            job.batch,
         )
 
     def split(x: jax.ShapeDtypeStruct) -> NamedSharding:
         per_sample = x.ndim and len(x) == job.config.batch_size
         return batch_sharding(job.mesh) if per_sample else replicated(job.mesh)
 
-    def total(outputs: Any) -> jax.Array:
-        return job.losses(outputs, job.batch, jnp.float32(0.0))[0]
+    def total(outputs: Any, batch: Any) -> jax.Array:
+        return job.losses(outputs, batch, jnp.float32(0.0))[0]
 
     names = sorted(outputs)
-    traced = jax.make_jaxpr(lambda *xs: total(dict(zip(names, xs, strict=True))))(
-        *(outputs[n] for n in names)
+    traced = jax.make_jaxpr(lambda b, *xs: total(dict(zip(names, xs, strict=True)), b))(
+        job.batch, *(outputs[n] for n in names)
     ).jaxpr
     read = {v for e in traced.eqns for v in e.invars if not isinstance(v, core.Literal)}
     used = {
         name: jax.ShapeDtypeStruct(
             outputs[name].shape, outputs[name].dtype, sharding=split(outputs[name])
         )
-        for name, variable in zip(names, traced.invars, strict=True)
+        for name, variable in zip(names, traced.invars[-len(names) :], strict=True)
         if variable in read
     }
-    return _compile(job, jax.jit(jax.grad(total)), used)
+    return _compile(job, jax.jit(jax.grad(total)), used, job.batch)
 
 
 def _compile(job: Job, function: Any, *args: Any) -> Compiled:

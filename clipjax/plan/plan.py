@@ -11,6 +11,7 @@ from clipjax import hlo, optim, rules
 from clipjax.config import apply_override
 from clipjax.errors import UserError
 from clipjax.mesh import batch_shards, remarks
+from clipjax.models import model_parts
 from clipjax.plan.compile import Compiled, Job, compile_losses, compile_step, make_job
 from clipjax.plan.roofline import estimate, exchanges
 from clipjax.plan.topology import Topology
@@ -39,7 +40,7 @@ def plan(config: ConfigDict, topology: Topology, losses: bool = True) -> dict[st
         "mesh": {axis: size for axis, size in job.mesh.shape.items() if size > 1},
         "batch_size": job.config.batch_size,
         "grad_cache": job.config.grad_cache,
-        "remat": {t: job.config.model[t].get("remat", "none") for t in ("image", "text")},
+        "remat": {p: s.get("remat", "none") for p, s in model_parts(job.config.model)},
         "parameters": sum(x.size for x in jax.tree.leaves(job.state.params)),
         "memory": memory(job, compiled, loss),
         "flops": {"needed": needed},
@@ -228,7 +229,7 @@ def variations(config: ConfigDict, topology: Topology) -> list[list[str]]:
         for tensor in (1, 4):
             if count % (fsdp * tensor) == 0:
                 meshes.append((count // fsdp // tensor, fsdp, tensor))
-    towers = [t for t in ("image", "text") if "remat" in config.model[t]]
+    towers = [part for part, section in model_parts(config.model) if "remat" in section]
     return [
         [f"mesh.data={d}", f"mesh.fsdp={f}", f"mesh.tensor={t}"]
         + [f"model.{tower}.remat={policy}" for tower in towers]

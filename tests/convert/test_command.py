@@ -330,16 +330,18 @@ def test_every_key_that_does_not_fit_is_named(their, tmp_path, refusal):
 def test_towers_of_other_libraries_start_a_run(their):
     """`config.init` takes what `load` takes, one part of a model at a time."""
     source = open_source(their("open_clip_vit"))
-    shapes = parameter_shapes(source.config.model)
-    whole = load_pretrained({"": str(their("open_clip_vit"))}, shapes)
+    model, shapes = source.config.model, parameter_shapes(source.config.model)
+    path = str(their("open_clip_vit"))
+    whole = load_pretrained({"init": {"": path}, "model": model}, shapes)
     assert whole.keys() == source.params.keys()
-    image = load_pretrained({"image": str(their("open_clip_vit"))}, shapes)
+    image = load_pretrained({"init": {"image": path}, "model": model}, shapes)
     assert set(image) == {p for p in source.params if p.startswith("image/")}
     np.testing.assert_array_equal(
         image["image/class_token"], source.params["image/class_token"].read()
     )
+    tower = {"text": str(their("hugging_face_dinov2"))}
     with pytest.raises(UserError, match="has no part 'text'"):
-        load_pretrained({"text": str(their("hugging_face_dinov2"))}, shapes)
+        load_pretrained({"init": tower, "model": model}, shapes)
 
 
 def test_embed_with_a_foreign_checkpoint(their, tmp_path):

@@ -14,7 +14,7 @@ from clipjax.defaults import base_config
 from clipjax.errors import UserError
 
 PLAIN = dict(base_config().data.augment)
-REGIONS = {"count": 4, "min_visible": 0.25, "min_side": 0.0}
+REGIONS = {"count": 4, "min_visible": 0.25, "min_side": 0.0, "text_length": None}
 FIT = {"resize": "longest", "interpolation": "bilinear"}
 
 unit = st.integers(0, 1000).map(lambda n: n / 1000)

@@ -192,7 +192,7 @@ def test_template_is_put_around_retrieval_texts():
 
 def test_retrieval_gallery_names_records_and_marks_the_right_ones():
     evaluator = Retrieval("all", records(), PlantedEncoder(AXES))
-    examples = evaluator.gallery(None, 10)
+    examples = evaluator.examples(None, 10)
     by_text = {e.text: e for e in examples if e.direction == "text_to_image"}
     by_picture = [e for e in examples if e.direction == "image_to_text"]
     assert len(by_text) == 5
@@ -212,7 +212,7 @@ def test_retrieval_gallery_names_records_and_marks_the_right_ones():
     assert second_pear.hits[0].right
     assert second_pear.hits[0].text == "pear"
     assert evaluator.picture(1, 1)[0, 0, 0] == PEAR
-    few = evaluator.gallery(None, 2, answers=1)
+    few = evaluator.examples(None, 2, answers=1)
     assert len(few) == 4
     assert all(len(e.hits) == 1 for e in few)
 

@@ -89,6 +89,41 @@ def sigmoid(c):
     return (weight * losses).sum(), _gradients(c, cosine, weight * slope)
 
 
+def regions(region, text, mask, scale, threshold):
+    """(value, gradients by region [B, M, D], text, scale, texts left out a region) of CLOC's region loss.
+
+    One region at a time, over a list of the others that count; the loss is formed from the rivals' odds, so it may be
+    as small as it likes.
+    """
+    region, text = (np.asarray(x, np.float64) for x in (region, text))
+    exists = [tuple(place) for place in np.argwhere(mask)]
+    d_region, d_text, d_scale = np.zeros_like(region), np.zeros_like(text), 0.0
+    value, dropped = 0.0, 0
+    for own in exists:
+        rivals = []
+        for other in exists:
+            if other != own:
+                alike = text[own] @ text[other] - threshold
+                assert abs(alike) > 1e-6, "float32 would have to guess"
+                rivals += [other] if alike < 0 else []
+        dropped += len(exists) - 1 - len(rivals)
+        # Region to text: the rivals' texts; text to region: their regions.
+        for mine, d_mine, theirs, d_theirs in (
+            (region, d_region, text, d_text),
+            (text, d_text, region, d_region),
+        ):
+            ahead = [mine[own] @ (theirs[other] - theirs[own]) for other in rivals]
+            odds = np.exp(scale * np.array(ahead))
+            value += np.log1p(odds.sum()) / 2 / len(exists)
+            for other, gap, odd in zip(rivals, ahead, odds, strict=True):
+                share = odd / (1 + odds.sum()) / 2 / len(exists)
+                d_mine[own] += share * scale * (theirs[other] - theirs[own])
+                d_theirs[other] += share * scale * mine[own]
+                d_theirs[own] -= share * scale * mine[own]
+                d_scale += share * gap
+    return value, (d_region, d_text, d_scale), dropped / max(len(exists), 1)
+
+
 def _gradients(c, cosine, d):
     return c.scale * d @ c.text, c.scale * d.T @ c.image, (d * cosine).sum(), d.sum()
 

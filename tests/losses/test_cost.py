@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from clipjax import hlo
-from clipjax.losses import sigmoid_contrastive, softmax_contrastive
+from clipjax.losses import region_contrastive, sigmoid_contrastive, softmax_contrastive
 from clipjax.mesh import batch_sharding, make_mesh
 
 N = 8
@@ -21,13 +21,21 @@ LOSSES = {
 }
 
 
+def regions(region, text, scale, bias, **settings):
+    """Four regions an image."""
+    region, text = (x.reshape(-1, 4, x.shape[-1]) for x in (region, text))
+    mask = region[..., 0] < 2.0  # all of them, but the compiler cannot know
+    return region_contrastive(region, text, mask, scale, **settings)[0] + 0.0 * bias
+
+
 @functools.cache
-def cost(name, layout, batch, width):
+def cost(name, layout, batch, width, **settings):
     """(bytes of one device, FLOPs in bBD, words moved in BD) of value and gradients with the default block size."""
     mesh = make_mesh()
     rows = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=batch_sharding(mesh))
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    loss = functools.partial(LOSSES[name], mesh=mesh, layout=layout)
+    function = (LOSSES | {"regions": regions})[name]
+    loss = functools.partial(function, mesh=mesh, layout=layout, **settings)
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
     compiled = step.lower(rows, rows, number, number).compile()
     used, text = compiled.memory_analysis(), compiled.as_text()
@@ -44,6 +52,19 @@ def test_limits_at_full_size(name, layout, limit):
     assert 7.9 < flops <= 8.2
     # Forward BD (N - 1) / N, and the same for the gradient; the ring brings the texts once more.
     assert words < (2.0 if layout == "gather" else 3.0)
+
+
+@pytest.mark.parametrize(("layout", "limit"), [("ring", 0.16e9), ("gather", 0.31e9)])
+def test_regions_at_full_size(layout, limit):
+    """B / 4 images. The filter of like texts costs a product more in each pass, and no words."""
+    memory, flops, words = cost("regions", layout, 32_768, 768)
+    assert memory <= limit  # the matrix would be 0.5 GB a device
+    assert 11.8 < flops <= 12.3
+    assert words < (2.0 if layout == "gather" else 3.0)
+
+
+def test_regions_without_the_filter_cost_what_images_do():
+    assert 7.9 < cost("regions", "ring", 4096, 64, conflict_threshold=2.0)[1] <= 8.2
 
 
 @pytest.mark.parametrize("name", LOSSES)

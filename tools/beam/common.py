@@ -49,6 +49,12 @@ def open_job(data: Sequence[Named], output: str) -> Job:
     Raises:
       UserError: a source that cannot be opened, two of one name, or a folder that holds something.
     """
+    entries, lengths = open_sources(data)
+    return Job(entries, lengths, new_folder(output))
+
+
+def open_sources(data: Sequence[Named]) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """`entries` and `lengths` of a `Job`; UserError as `open_job`."""
     entries: dict[str, dict[str, Any]] = {}
     for named in data:
         for name, entry in named.entries.items():
@@ -58,7 +64,7 @@ def open_job(data: Sequence[Named], output: str) -> Job:
     lengths = {name: len(open_source(entry, name)) for name, entry in entries.items()}
     if max(lengths.values()) >> SOURCE_BITS:
         raise UserError(f"A source may have {1 << SOURCE_BITS:,} records at most.")
-    return Job(entries, lengths, new_folder(output))
+    return entries, lengths
 
 
 def new_folder(path: str) -> str:

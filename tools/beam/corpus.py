@@ -28,18 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     jobs = parser.add_subparsers(dest="job", required=True)
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument(
-        "sources", nargs="*", metavar="SOURCE", help="path patterns, or kinds of sources"
-    )
-    common.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="setting of the one SOURCE"
-    )
-    common.add_argument(
-        "--config", metavar="FILE[:arg]", help="of a run, instead of SOURCE: its sources"
-    )
-    common.add_argument("--source", metavar="NAME", help="the only one of the config's sources")
-    common.add_argument("--output", required=True, help="a new folder, local or remote")
+    common = source_flags()
     job = jobs.add_parser(
         "filter", parents=[common], help="which records conditions turn down", allow_abbrev=False
     )
@@ -67,6 +56,23 @@ def make_parser() -> argparse.ArgumentParser:
         "--drop", action="append", default=[], metavar="FIELD", help="leave out a field"
     )
     return parser
+
+
+def source_flags() -> argparse.ArgumentParser:
+    """The flags that say what is read and where the output goes, as a parent of other parsers."""
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument(
+        "sources", nargs="*", metavar="SOURCE", help="path patterns, or kinds of sources"
+    )
+    common.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="setting of the one SOURCE"
+    )
+    common.add_argument(
+        "--config", metavar="FILE[:arg]", help="of a run, instead of SOURCE: its sources"
+    )
+    common.add_argument("--source", metavar="NAME", help="the only one of the config's sources")
+    common.add_argument("--output", required=True, help="a new folder, local or remote")
+    return common
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -102,7 +108,7 @@ def start(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     overrides = [f.removeprefix("--config.") for f in flags if f.startswith("--config.")]
     flags = [f for f in flags if not f.startswith("--config.")]
     running.check_flags(flags)
-    job = common.open_job(_named(args, overrides), args.output)
+    job = common.open_job(named_data(args, overrides), args.output)
 
     def build(pipeline: Any) -> None:
         if args.job == "filter":
@@ -126,7 +132,8 @@ def start(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     return json.loads(common.read_all(common.join(job.output, common.SUMMARY)))
 
 
-def _named(args: argparse.Namespace, overrides: Sequence[str]) -> list[Named]:
+def named_data(args: argparse.Namespace, overrides: Sequence[str]) -> list[Named]:
+    """The data that `source_flags` and `--config.` overrides name."""
     if len(args.sources) > 1:
         if args.set:
             raise UserError(

@@ -1,6 +1,7 @@
 """The models that are written: every parity golden, models of clipjax's own, and changes on the way."""
 
 import base64
+import dataclasses
 import gzip
 import json
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from clipjax.convert.shapes import parameter_shapes
 from clipjax.data.presets import PRESETS, Preset
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.defaults import base_config
-from clipjax.models import make_model, model_section, text_section
+from clipjax.models import make_model, model_section, region_section, text_section
 from clipjax.models.variants import model_config
 from clipjax.workdir import versions
 
@@ -185,6 +186,30 @@ def _own() -> list[Origin]:
         for pool in pools:
             model = _bert(count, config["pad_id"], pool)
             found.append(_ours(f"clipjax_{kind}_{pool}", model, None, config, file))
+    return found + _regions()
+
+
+def _regions() -> list[Origin]:
+    """Region models as plain CLIPs: what is written is held against embeddings of the whole model."""
+    models = {
+        "class": _clip("ViT-B-16"),
+        "quickgelu": _clip("ViT-B-16-quickgelu", width=128, heads=2),
+        "attention": _clip("ViT-B-16"),
+        "map": _clip("ViT-B-16"),
+    }
+    models["attention"].image.update(
+        pool="attention", class_token=True, pool_queries=1, pool_heads=4, pool_width=32
+    )
+    models["map"].image = _siglip(1000, "gelu").image
+    more = {"left_out": ("regions",)}
+    found = []
+    for name, model in models.items():
+        model.update(kind="region_dual_encoder", regions=region_section())
+        preset = PRESETS["clip"]._replace(resize="longest" if name == "attention" else "shortest")
+        origin = _ours(f"clipjax_regions_{name}", model, preset, {"kind": "clip_bpe"})
+        found.append(dataclasses.replace(origin, more=more))
+        tower = {"left_out": ("regions", "text")}
+        found.append(dataclasses.replace(origin, name=f"{origin.name}_image", more=tower))
     return found
 
 

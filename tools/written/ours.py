@@ -12,11 +12,12 @@ from PIL import Image
 
 from clipjax.convert import formats
 from clipjax.convert.command import convert
+from clipjax.convert.parts import without
 from clipjax.convert.source import Source, cast, open_source, resized
 from clipjax.data.presets import Preset
 from clipjax.data.tokenizers.absent import Absent
+from clipjax.encoder import Encoder, Patches
 from clipjax.errors import UserError
-from clipjax.inference import Encoder, Patches
 from clipjax.mesh import make_mesh
 from clipjax.models import make_model
 from written import cases
@@ -41,7 +42,8 @@ def _write(origin: cases.Origin, output: Path) -> list[str]:
     folder.mkdir(parents=True)
     path, ours = origin.put(folder / "theirs"), folder / "ours"
     convert(str(path), str(ours), options=origin.options, **origin.change)
-    source = open_source(ours)
+    whole = open_source(ours)
+    source = without(whole, origin.more.get("left_out", ()))
     # As the checkpoint was read, not as clipjax's own was written: a mistake in either would show.
     first = open_source(path, options=origin.options)
     changes = dict(origin.change)
@@ -49,7 +51,7 @@ def _write(origin: cases.Origin, output: Path) -> list[str]:
     model = source.config.model
     batch = origin.batch() if origin.batch else cases.batch_for(model, source.tokenizer)
     arrays = {f"input_{name}": array for name, array in batch.items()}
-    arrays |= cases.embed(model, first.params, batch)
+    arrays |= cases.embed(whole.config.model, first.params, batch)
     arrays |= _prepared(source)
     written = []
     for name in origin.targets or formats.FORMATS:

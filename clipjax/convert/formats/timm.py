@@ -108,16 +108,16 @@ def export(config: ConfigDict, tokenizer: Tokenizer | None, hints: Mapping[str, 
     name, args = _named(model, hints)
     args |= dict(img_size=model.image.size)
     table = _table(args)
+    head = model.embed_dim if model.image_projection == "bias" else 0
     understood = model_section(
         timm_models.image_tower(args),
         kind="image_encoder",
-        embed_dim=model.embed_dim,
-        image_projection=model.image_projection,
+        embed_dim=head or model.image.width,
+        image_projection="bias" if head else "none",
     )
     check_expressed(model, understood, f"timm's {name!r}")
     if args["original"]:
         return Export(table, "model.safetensors")  # as it came: a state dict
-    head = model.embed_dim if model.image_projection == "bias" else 0
     described = dict(
         architecture=name.partition(".")[0],
         num_classes=head,

@@ -55,6 +55,16 @@ def make_tokenizer(config: Mapping[str, Any], length: int) -> Tokenizer:
     )
 
 
+def make_tokenizers(config: Mapping[str, Any]) -> tuple[Tokenizer, Tokenizer]:
+    """A run's tokenizers of captions and of region texts, which may be shorter (`data.regions.text_length`)."""
+    length = config["model"]["text"]["length"]
+    region_length = config["data"]["regions"]["text_length"]
+    captions = make_tokenizer(config["tokenizer"], length)
+    if region_length is None:
+        return captions, captions
+    return captions, make_tokenizer(config["tokenizer"], region_length)
+
+
 def load_tokenizer(config: Mapping[str, Any], directory: Path) -> Tokenizer:
     """The tokenizer that `save(directory)` described by `config`."""
     return registry.lookup(config["kind"], KINDS, "tokenizer").load(dict(config), directory)

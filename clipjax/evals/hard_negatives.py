@@ -1,0 +1,151 @@
+"""Hard negatives: is a picture nearer to its caption than to one in which a single thing is wrong?"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clipjax.data.bad import BadRecord
+from clipjax.errors import UserError
+from clipjax.evals import metrics
+from clipjax.evals.records import Encoder, chunks, embed_texts, pictures_of
+from clipjax.evals.templates import text_hash
+
+
+class _Negative(NamedTuple):
+    wrong: str
+    right: str
+    kind: str | None
+
+
+class HardNegatives:
+    """Share of wrong captions that are farther from a picture than the right caption; ties count half.
+
+    The protocol of ARO and SugarCrepe (Yuksekgonul et al. 2023; Hsieh et al. 2023), by kind of mistake. Every picture
+    of a record counts with every wrong caption.
+
+    Args:
+        name: the evaluator's name, which prefixes its metrics.
+        source: records with `image`, right captions, and wrong ones: `negative_field`, strings; optionally
+            `negative_of`, which caption each was made of (without it, there must be one), and `negative_kinds`.
+        encoder: the model's encoder.
+        text_field: which field of a record holds its right captions.
+        negative_field: which holds the wrong ones; a record may have none.
+        chunk: records given to the encoder at once.
+
+    Attributes:
+        name: as given.
+        protocol: after `run`, what the numbers depend on: counts, a hash of the wrong captions, chance levels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Sequence[dict[str, Any]],
+        encoder: Encoder,
+        *,
+        text_field: str = "text",
+        negative_field: str = "hard_negatives",
+        chunk: int = 256,
+    ):
+        if not len(source):
+            raise UserError(f"The source of evaluator {name!r} is empty.")
+        self.name = name
+        self.protocol: dict[str, Any] = {}
+        self._source, self._encoder, self._chunk = source, encoder, chunk
+        self._text_field, self._negative_field = text_field, negative_field
+        next(self._records(range(1)), None)  # a wrong field shows at start-up
+
+    def run(self, params: Any) -> dict[str, float]:
+        """Returns `accuracy`, the mean over all pairs, and `accuracy/KIND` for each kind, in [0, 1]."""
+        hits: list[np.ndarray] = []
+        kinds: list[str | None] = []
+        wrong: list[str] = []
+        pictures = records = 0
+        for some in chunks(range(len(self._source)), self._chunk):
+            images: list[Any] = []
+            pairs: list[tuple[int, _Negative]] = []
+            for candidates, negatives in self._records(some):
+                records += 1
+                for image in candidates if negatives else ():
+                    pairs += [(len(images), negative) for negative in negatives]
+                    images.append(image)
+            if pairs:
+                pictures += len(images)
+                hits.append(self._hits(params, images, pairs))
+                kinds += [negative.kind for _, negative in pairs]
+                wrong += [negative.wrong for _, negative in pairs]
+        if not hits:
+            raise UserError(
+                f"No record of evaluator {self.name!r} has anything in {self._negative_field!r}."
+            )
+        hits_N = np.concatenate(hits)
+        result = {"accuracy": float(hits_N.mean())}
+        counts = {}
+        for kind in sorted({kind for kind in kinds if kind is not None}):
+            of_kind_N = np.array([k == kind for k in kinds])
+            result[f"accuracy/{kind}"] = float(hits_N[of_kind_N].mean())
+            counts[kind] = int(of_kind_N.sum())
+        self.protocol = {
+            "kind": "hard_negatives",
+            "records": len(self._source),
+            "bad_records": len(self._source) - records,
+            "pictures": pictures,
+            "pairs": len(hits_N),
+            "pairs_by_kind": counts,
+            "negatives_sha256": text_hash(wrong),
+            "text_field": self._text_field,
+            "negative_field": self._negative_field,
+            "chance": dict.fromkeys(result, 0.5),
+        }
+        return result
+
+    def _hits(
+        self, params: Any, images: list[Any], pairs: list[tuple[int, _Negative]]
+    ) -> np.ndarray:
+        texts = list(dict.fromkeys(t for _, n in pairs for t in (n.right, n.wrong)))
+        number = {text: i for i, text in enumerate(texts)}
+        image_PxD = self._encoder.images(params, images)
+        text_TxD = embed_texts(self._encoder, params, texts, len(texts))
+        return metrics.pair_hits(
+            image_PxD[[place for place, _ in pairs]],
+            text_TxD[[number[negative.right] for _, negative in pairs]],
+            text_TxD[[number[negative.wrong] for _, negative in pairs]],
+        )
+
+    def _records(self, indices: Sequence[int]) -> Iterator[tuple[list[Any], list[_Negative]]]:
+        """Pictures and wrong captions of each record that the source can give."""
+        for index in indices:
+            try:
+                record = self._source[index]
+            except BadRecord:
+                continue
+            yield pictures_of(record), self._negatives(index, record)
+
+    def _negatives(self, index: int, record: dict[str, Any]) -> list[_Negative]:
+        where = f"Record {index} of evaluator {self.name!r}"
+        for field in (self._text_field, self._negative_field):
+            if field not in record:
+                raise UserError(
+                    f"{where} has no field {field!r}; its fields are {', '.join(sorted(record))}."
+                )
+        right = _strings(record[self._text_field])
+        wrong = _strings(record[self._negative_field])
+        kinds = record.get("negative_kinds", [None] * len(wrong))
+        of = record.get("negative_of")
+        if of is None and wrong and len(right) != 1:
+            raise UserError(
+                f"{where} has {len(right)} right captions and no 'negative_of', which says of which a wrong one is."
+            )
+        of = [0] * len(wrong) if of is None else of
+        if len(kinds) != len(wrong) or len(of) != len(wrong):
+            raise UserError(
+                f"{where} has {len(wrong)} wrong captions, {len(kinds)} kinds and {len(of)} places of right ones."
+            )
+        if any(not 0 <= place < len(right) for place in of):
+            raise UserError(f"{where} has a 'negative_of' that is none of its captions.")
+        return [_Negative(w, right[o], k) for w, o, k in zip(wrong, of, kinds, strict=True)]
+
+
+def _strings(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

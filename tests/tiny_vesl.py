@@ -1,0 +1,51 @@
+"""Parts that the tests of VESL put in the place of models."""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from tiny_pictures import jpeg, noise
+
+from clipjax.data.bad import BadRecord
+from experiments.cloc.vesl.assign import Detections
+from experiments.cloc.vesl.truth import TruthDetector
+
+
+class SlowTruth(TruthDetector):
+    """Takes its time over each batch, so that there is some in which to be killed."""
+
+    def __call__(self, examples):
+        time.sleep(0.1)
+        return super().__call__(examples)
+
+
+class Hostile:
+    """Good records between bad ones of every sort; `number` says which is which."""
+
+    def __len__(self):
+        return 28
+
+    def __getitem__(self, index):
+        good, kind = jpeg(noise(index)), index % 7
+        if kind == 1:
+            raise BadRecord("json is broken")
+        image = {2: b"no picture", 3: good[: len(good) // 2], 4: [good, good]}.get(kind, good)
+        texts = {5: [" "], 6: ["a purple cat"]}.get(kind, ["a red cat"])
+        return {"image": image, "text": texts, "language": "en", "number": index}
+
+
+class Fussy:
+    """A detector that fails on one phrase: alone, or with the whole batch that it is in."""
+
+    def load(self):
+        self.calls = 0
+
+    def __call__(self, examples):
+        self.calls += 1
+        if any("a purple cat" in e.phrases for e in examples):
+            raise ZeroDivisionError("no cat")
+        box = np.array([[0.1, 0.2, 0.6, 0.9]], np.float32)
+        return [Detections(box, np.full((1, len(e.phrases)), 0.5, np.float32)) for e in examples]
