@@ -22,7 +22,7 @@ def get_config(arg="ViT-B-16"):
     # Boxes go where their pixels go under any crop, but the paper pads and never crops.
     config.data.augment.crop = "fit"
     config.data.sources = {
-        "labelled": {"kind": "array_record", "files": "labelled/*.array_record"},
+        "labelled": {"kind": "array_record", "files": "labelled/*.arrayrecord"},
     }
     # VeCLIP's mixture, which the paper inherits: alt-text or synthetic caption, each as likely.
     config.data.captions = {"kind": "choice", "fields": {"text": 0.5, "captions": 0.5}}

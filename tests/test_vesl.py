@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import tiny_vesl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tiny_pictures import jpeg, noise
@@ -50,6 +50,7 @@ class Fixed:
 TAGS = ("DT", "JJ", "JJR", "NN", "NNS", "NNP", "VB", "IN", "CC", "CD", ",", "PRP$")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(TAGS)))
 def test_chunks_are_those_of_a_regular_expression_over_letters(tags):
     letters = "".join(
@@ -137,6 +138,7 @@ scores = st.tuples(st.integers(0, 6), st.integers(0, 4)).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(scores, st.sampled_from([0.0, 0.1, 0.5]), st.randoms())
 def test_every_box_takes_its_best_phrase_above_the_threshold(scores_NxP, threshold, random):
     boxes = [[random.uniform(-0.5, 1.5) for _ in range(4)] for _ in scores_NxP]
@@ -169,6 +171,7 @@ def test_detections_that_make_no_sense():
         regions(Detections(good + np.inf, np.ones((1, 2))), 2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 50), st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_boxes_of_a_padded_square_come_back_to_the_picture(width, height, fractions):
     x, y, w, h = fractions[0] * width, fractions[1] * height, 0.5 + fractions[2], 0.5 + fractions[3]
@@ -335,8 +338,18 @@ def test_a_broken_model_ends_the_job_and_single_failures_do_not():
         def __call__(self, examples):
             return super().__call__(examples)[1:]
 
-    with pytest.raises(UserError, match="gave 1 results for 2 pictures"):
+    with pytest.raises(UserError, match="gave 1 results for 2 records"):
         label(detector=Few())([record] * 2)
+
+
+def test_a_caption_that_the_tagger_cannot_take_costs_its_record():
+    class Weak(TextBlobTagger):
+        def tokens(self, text):
+            return super().tokens(text)[: 1 // ("dragon" not in text)]
+
+    records = [{"image": jpeg(noise(0)), "text": [t]} for t in ("a cat", "a dragon", "a dog")]
+    found = Labeller(FieldCaptioner(), Weak(), tiny_vesl.Fussy())(records)
+    assert [f.reason for f in found] == ["", "tagger fails (ZeroDivisionError)", ""]
 
 
 def test_captions_from_fields_and_files(tmp_path):
@@ -372,6 +385,7 @@ def test_captions_from_fields_and_files(tmp_path):
 corners = st.lists(st.tuples(*[st.integers(0, 6)] * 4), max_size=4)
 
 
+@settings(deadline=None)
 @given(corners, corners)
 def test_iou_is_that_of_counted_pixels(one, other):
     boxes = [[sorted((a, c))[0], sorted((b, d))[0], max(a, c), max(b, d)] for a, b, c, d in one]

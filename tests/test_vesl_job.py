@@ -105,7 +105,7 @@ def test_a_killed_job_goes_on_with_other_workers_to_the_same_bytes(scenes, tmp_p
     output = tmp_path / "killed"
     command = [sys.executable, COMMAND, scenes, f"--output={output}", *slow]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(output.glob("progress/0*.json"))) < 2:
         assert job.poll() is None
         assert time.monotonic() < deadline
@@ -206,6 +206,14 @@ def test_mistakes_are_said_before_anything_runs(scenes, tmp_path):
     with pytest.raises(UserError, match="holds something already"):
         start(scenes, f"--output={tmp_path / 'full'}", *ARGUMENTS)
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_worker_says_is_one_sentence(scenes, tmp_path, monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(UserError, match=r"--tagger=textblob\.$"):
+        start(scenes, f"--output={tmp_path / 'out'}", *ARGUMENTS, "--tagger=nltk")
 
 
 def test_another_process_is_waited_for(scenes, tmp_path):

@@ -99,7 +99,7 @@ def examples():
     ]
 
 
-@pytest.mark.parametrize("size", [None, 84])
+@pytest.mark.parametrize("size", [0, 84])
 def test_owlv2_gives_what_its_own_post_processing_gives(owl, size):
     detector = OwlV2(owl, size=size, device="cpu")
     detector.load()
@@ -115,7 +115,7 @@ def test_owlv2_gives_what_its_own_post_processing_gives(owl, size):
             return_tensors="pt",
         )
         with torch.no_grad():
-            outputs = detector._model(**inputs, interpolate_pos_encoding=size is not None)
+            outputs = detector._model(**inputs, interpolate_pos_encoding=size > 0)
         (theirs,) = detector._processor.image_processor.post_process_object_detection(
             outputs, threshold=0.1, target_sizes=[(height, width)]
         )
@@ -131,7 +131,7 @@ def test_owlv2_gives_what_its_own_post_processing_gives(owl, size):
 
 
 def test_owlv2_takes_a_picture_without_phrases_and_refuses_odd_sizes(owl):
-    detector = OwlV2(owl, size=None, device="cpu")
+    detector = OwlV2(owl, size=0, device="cpu")
     detector.load()
     one, other = examples()
     found = detector([one._replace(phrases=()), other])

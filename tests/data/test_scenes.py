@@ -124,6 +124,18 @@ def test_other_locales_have_names_only(locale):
         assert record["hard_negatives"][0] != record["text"][0]
 
 
+def test_categories():
+    source = Scenes(length=20, categories="Activities", backgrounds="plain")
+    everything = {c.name: c.category for c in sprites.concepts("seen", source.styles, "en")}
+    assert {everything[n] for record in source for n in record["names"]} == {"Activities"}
+    assert Scenes(**source.settings).settings == source.settings
+    whole, named = (
+        Scenes(length=3),
+        Scenes(length=3, categories=tuple(dict.fromkeys(everything.values()))),
+    )
+    assert [r["text"] for r in whole] == [r["text"] for r in named]
+
+
 def test_names_only():
     source, english = Scenes(length=10, names_only=True), Scenes(length=10)
     for i in range(10):
@@ -223,6 +235,8 @@ def test_jpeg():
         ({"duplicates": 0.5, "locale": "de"}, ["duplicates=0", "locale='en'"]),
         ({"duplicates": 0.5, "names_only": True}, ["duplicates=0", "names_only=False"]),
         ({"names_only": 1}, ["True or False"]),
+        ({"categories": "Activites"}, ["did you mean 'Activities'"]),
+        ({"categories": ()}, ["one or several names"]),
         ({"jpeg": 0}, ["'jpeg'", "from 1 to 100"]),
     ],
 )

@@ -37,16 +37,21 @@ def run(build: Callable[[Any], None], flags: Sequence[str]) -> Any:
         build(pipeline)
         result = pipeline.run()
         state = result.wait_until_finish()
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(_plain(str(error))) from error
     except Exception as error:
         said = re.findall(r"clipjax\.errors\.(?:UserError|TryAgainError): (.+)", str(error))
         if not said:
             raise
-        raise UserError(re.sub(r" \[while running .*", "", said[-1]).strip()) from error
+        raise UserError(_plain(said[-1])) from error
     if state not in (None, "DONE"):
         raise UserError(f"The pipeline has ended as {state}; its runner's log says why.")
     return result
+
+
+def _plain(said: str) -> str:
+    """A worker's sentence without what Beam adds to it."""
+    return re.sub(r" \[while running .*", "", said, flags=re.DOTALL).strip()
 
 
 def _local_runner(options: PipelineOptions) -> Any:

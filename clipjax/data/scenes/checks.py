@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipjax.errors import UserError
-from clipjax.registry import wanted
+from clipjax.registry import nearest, wanted
 
 LEAST_SIDE = 8  # pixels of the longer side of the smallest object
 MOST_OBJECTS = 50
@@ -31,6 +31,18 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"Scenes need True or False for {name!r}, not {value!r}.")
     return value
+
+
+def among(name: str, value: Any, known: Sequence[str]) -> tuple[str, ...]:
+    """Some of the known names, one or several; None: all."""
+    if value is None:
+        return tuple(known)
+    names = (value,) if isinstance(value, str) else tuple(value) if _is_sequence(value) else ()
+    for unknown in (n for n in names if n not in known):
+        raise UserError(f"Scenes know no {unknown!r} for {name!r}{nearest(unknown, list(known))}.")
+    if not names:
+        raise UserError(f"Scenes need one or several names for {name!r}, or None, not {value!r}.")
+    return names
 
 
 def size(value: Any) -> tuple[int, int]:

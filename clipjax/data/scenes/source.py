@@ -10,6 +10,7 @@ from PIL import Image
 
 from clipjax.data.bad import BadRecord
 from clipjax.data.drawings import TRAIN_STYLES, Drawings
+from clipjax.data.drawings import categories as all_categories
 from clipjax.data.scenes import backgrounds as grounds
 from clipjax.data.scenes import checks, facts, texts
 from clipjax.data.scenes.layout import Layout, Object
@@ -66,6 +67,7 @@ class Scenes:
         "the larger camel", or as the left, right, upper, lower one. English only.
       names_only: no texts that speak of size, place or relation, as in locales other than "en": for pictures that are
         flipped or cropped afterwards, whose places change.
+      categories: of the drawings' five, those whose things are shown; None: all.
       jpeg: quality from 1 to 100; None: arrays.
 
     Raises:
@@ -88,6 +90,7 @@ class Scenes:
         rotate: float = 15.0,
         duplicates: float = 0.0,
         names_only: bool = False,
+        categories: Sequence[str] | str | None = None,
         jpeg: int | None = None,
     ):
         self.length = checks.whole("length", length, 1)
@@ -109,6 +112,7 @@ class Scenes:
         self.duplicates = checks.number("duplicates", duplicates, 0, 1)
         self.jpeg = None if jpeg is None else checks.whole("jpeg", jpeg, 1, 100)
         self.names_only = checks.flag("names_only", names_only)
+        self.categories = checks.among("categories", categories, all_categories())
         if self.duplicates and not self._english:
             raise UserError(
                 "Scenes tell things of the same name apart by English phrases: "
@@ -135,9 +139,12 @@ class Scenes:
         index = range(len(self))[operator.index(index)]
         rng = np.random.default_rng((self.seed, index))
         background, pixels_HxWx3 = grounds.draw(self.backgrounds, self.size, rng)
-        everything = concepts(self.split, self.styles, self.locale)
         shown = grounds.shown(background)
-        pool = [c for c in everything if c.english not in shown] if shown else everything
+        pool = [
+            c
+            for c in concepts(self.split, self.styles, self.locale)
+            if c.category in self.categories and c.english not in shown
+        ]
         layout, placed = self._compose(pool, rng)
         if not placed:
             raise BadRecord("no object fits into the scene")

@@ -5,7 +5,6 @@ from typing import Any
 
 from clipjax.data.bad import BadRecord
 from clipjax.errors import UserError
-from experiments.cloc.vesl.example import Example
 
 IN_A_ROW = 64  # so many records that fail one after the other are no chance
 
@@ -18,14 +17,14 @@ class Guard:
     records of all that are left.
 
     Args:
-      model: called with a list of examples, returns as many results.
+      model: called with a list of examples (or what else it takes), returns as many results.
       what: its name in messages.
     """
 
-    def __init__(self, model: Callable[[list[Example]], Sequence[Any]], what: str):
+    def __init__(self, model: Callable[[list[Any]], Sequence[Any]], what: str):
         self._model, self._what, self._failed = model, what, 0
 
-    def __call__(self, examples: list[Example]) -> list[Any]:
+    def __call__(self, examples: list[Any]) -> list[Any]:
         """For every example the model's result, or a string, the reason why there is none.
 
         Raises:
@@ -51,7 +50,7 @@ class Guard:
             return [f"{self._what} fails ({type(error).__name__})"]
         if len(found) != len(examples):
             raise UserError(
-                f"The {self._what} gave {len(found)} results for {len(examples)} pictures."
+                f"The {self._what} gave {len(found)} results for {len(examples)} records."
             )
         self._failed = 0
         return found

@@ -58,8 +58,10 @@ class Labeller:
         drop: Sequence[str] = (),
     ):
         self._captioner, self._detector = Guard(captioner, "captioner"), Guard(detector, "detector")
-        self._tagger = tagger
-        self._threshold, self._phrases = threshold, phrases
+        self._queries = Guard(
+            lambda captions: [queries(c, tagger, phrases) for c in captions], "tagger"
+        )
+        self._threshold = threshold
         self._drop, self._lock = tuple(drop), threading.Lock()
         for model in (captioner, tagger, detector):
             model.load()
@@ -98,7 +100,11 @@ class Labeller:
             if isinstance(texts, str) or not texts:
                 done[number] = Labelled(None, texts or "there is no caption")
                 continue
-            phrases, beyond = queries(texts, self._tagger, self._phrases)
+            (found,) = self._queries([texts])
+            if isinstance(found, str):
+                done[number] = Labelled(None, found)
+                continue
+            phrases, beyond = found
             facts = {"captions": list(texts), "beyond": beyond}
             asked.append((number, example._replace(phrases=tuple(phrases)), facts))
         return asked

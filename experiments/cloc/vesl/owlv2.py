@@ -20,7 +20,7 @@ class OwlV2:
 
     Args:
       model: a folder, or a name on the hub. CLOC used the CLIP L/14 that was self-trained and fine-tuned, "ST+FT".
-      size: side of the square in pixels that the model sees; None: what the checkpoint was made for (1,008 for L/14).
+      size: side of the square in pixels that the model sees; 0: what the checkpoint was made for (1,008 for L/14).
         CLOC's is 448, for which the embeddings of places are interpolated; a multiple of the patch size.
       device: torch's, such as "cuda"; None: a GPU if there is one.
       dtype: "float32", "bfloat16" or "float16".
@@ -29,7 +29,7 @@ class OwlV2:
     def __init__(
         self,
         model: str = "google/owlv2-large-patch14-finetuned",
-        size: int | None = 448,
+        size: int = 448,
         device: str | None = None,
         dtype: str = "float32",
     ):
