@@ -82,6 +82,15 @@ CASES = {
             "grad_cache=2",
         ),
     ),
+    "cloc_tensor2": Case(
+        "configs/cloc_b16.py",
+        (
+            *_CLIP,
+            "data.regions.text_length=6",
+            "losses.regions.layout=ring",
+            *("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"),
+        ),
+    ),
 }
 
 

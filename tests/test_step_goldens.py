@@ -1,4 +1,4 @@
-"""What the train steps of three configs become on eight devices: as before (tests/golden/), and as theory says.
+"""What the train steps of some configs become on eight devices: as before (tests/golden/), and as theory says.
 
 The goldens tell of every change. The theory below reads the goldens themselves, so that they are not just what came
 out once: bytes are from the arrays' shapes, FLOPs from the towers'.

@@ -1,4 +1,4 @@
-"""Writes tests/golden/step_*.txt: how the train steps of three configs are split over eight devices, and what travels.
+"""Writes tests/golden/step_*.txt: how the train steps of some configs are split over eight devices, and what travels.
 
     python tools/make_step_goldens.py            # all; run it with each Python of constraints.txt
     python tools/make_step_goldens.py NAME ...   # some

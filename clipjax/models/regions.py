@@ -35,6 +35,11 @@ class RegionDualEncoder(DualEncoder, kw_only=True):
           Outputs. With `boxes`: `region_embedding`; with `region_text`: `region_text_embedding`; with pictures and
           `region_text`, from a part that takes text prompts: `grounded_boxes`.
         """
+        if getattr(self.image, "pool", None) == "attention":
+            raise UserError(
+                "A region model needs the image tower's patches, and model.image.pool = 'attention' gives queries in their "
+                "place; use 'map', 'class' or 'average'."
+            )
         outputs = super().__call__(batch, train=train)
         text = None
         if "region_text" in batch:

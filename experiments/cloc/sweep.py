@@ -43,19 +43,19 @@ class Run(NamedTuple):
 
 
 def runs(samples: int, folder: Path) -> list[Run]:
-    """The main comparison, and the ablations at half the budget."""
+    """The main comparison, and the ablations at a third of the budget."""
     found = [
         Run(f"{arm}-{seed}", arm, seed, samples)
         for seed in SEEDS
         for arm in ("cloc", "roi_align", "clip")
     ]
     found += [
-        Run(f"half-{arm}", arm, 0, samples // 2)
+        Run(f"third-{arm}", arm, 0, samples // 3)
         for arm in ("cloc", "no_filter", "no_grounding", "no_positions", "m1", "m2")
     ]
     start = {"": str(folder / "clip-0"), "regions": "fresh"}
     found += [
-        Run(f"half-tuned-{arm}", arm, 0, samples // 2, (f"init={start}",), "clip-0")
+        Run(f"third-tuned-{arm}", arm, 0, samples // 3, (f"init={start}",), "clip-0")
         for arm in ("cloc", "roi_align")
     ]
     return found
@@ -159,7 +159,7 @@ def table(folder: Path) -> str:
     for file in sorted(folder.glob("*/results.json")):
         found = json.loads(file.read_text())
         name = file.parent.name
-        name = name if name.startswith(("half-", "long-")) else name.rsplit("-", 1)[0]
+        name = name if name.startswith(("third-", "long-")) else name.rsplit("-", 1)[0]
         for how in ("_roi_align", "_crop") if name.startswith("clip") else ("",):
             groups.setdefault(name + how, []).append(_row(found, how))
     lines = ["| run | seeds | " + " | ".join(c[0] for c in COLUMNS) + " |"]

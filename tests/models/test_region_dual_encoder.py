@@ -196,6 +196,13 @@ def test_a_tower_that_sees_padding_refuses_shorter_region_texts():
         jax.eval_shape(module.init, jax.random.key(0), given)
 
 
+def test_a_tower_whose_tokens_are_queries_is_refused():
+    config = section()
+    config.image.update(pool="attention", class_token=True)
+    with pytest.raises(UserError, match=r"model.image.pool = 'attention' gives queries.*use 'map'"):
+        jax.eval_shape(make_model(config).init, jax.random.key(0), batch())
+
+
 @pytest.mark.parametrize("head", ["prompter", "roi_align"])
 def test_outputs(head):
     module, params = built(head)

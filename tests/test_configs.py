@@ -1,0 +1,53 @@
+"""Every config of configs/ loads, and its model, optimizer and losses fit together."""
+
+import importlib.util
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from step_golden import ROOT
+
+from clipjax.batch import example_batch
+from clipjax.config import load_config
+from clipjax.defaults import base_config
+from clipjax.errors import UserError
+from clipjax.evals import KINDS
+from clipjax.mesh import make_mesh
+from clipjax.step import boxed_params, make_losses, make_parts
+from clipjax.workdir import resolve
+
+CONFIGS = ROOT / "configs"
+SIGLIP = "clip.py:ViT-B-16-SigLIP"
+ARGUMENTS = [SIGLIP, "drawings_lit.py:text"]
+
+
+def arms():
+    """Arguments of cloc_scenes."""
+    spec = importlib.util.spec_from_file_location("cloc_scenes", CONFIGS / "cloc_scenes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [f"cloc_scenes.py:{arm}" for arm in module.ARMS]
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(f.name for f in CONFIGS.glob("*.py")), *ARGUMENTS, *arms()]
+)
+def test_parts_fit_together(name):
+    config = resolve(load_config(f"{CONFIGS}/{name}", base_config()), 1_000_000)
+    model, _, _ = make_parts(config)
+    losses = make_losses(config.losses, make_mesh({"data": 1}, jax.devices()[:1]))
+    params = nn.unbox(boxed_params(model, config))
+
+    def total(params, batch):
+        outputs = model.apply({"params": params}, batch, train=True)
+        return losses(outputs, batch, jnp.float32(0))[0]
+
+    value = jax.eval_shape(total, params, example_batch(config, 8))
+    assert value.shape == ()
+    assert all(entry["kind"] in KINDS for entry in config.evals.values())
+
+
+def test_an_arm_that_there_is_not():
+    with pytest.raises(UserError, match="there is no arm 'glip'"):
+        load_config(f"{CONFIGS}/cloc_scenes.py:glip", base_config())
