@@ -37,8 +37,8 @@ class RegionDualEncoder(DualEncoder, kw_only=True):
         """
         if getattr(self.image, "pool", None) == "attention":
             raise UserError(
-                "A region model needs the image tower's patches, and model.image.pool = 'attention' gives queries in their "
-                "place; use 'map', 'class' or 'average'."
+                "A region model needs the image tower's patches, and model.image.pool = 'attention' gives queries in "
+                "their place; use 'map', 'class' or 'average'."
             )
         outputs = super().__call__(batch, train=train)
         text = None
