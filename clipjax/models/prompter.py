@@ -59,7 +59,7 @@ class Prompter(nn.Module):
     """Regions of pictures, by box or by text.
 
     Cost, forward, for P prompts an image (2 M with grounding): 2 N (4 W W + 2 N W) + 2 P N W F FLOPs an image beside
-    what the few prompt tokens cost; with ViT-B/16 at 224 px (N = 196, W = 768, F = 3072) a prompt is a thirtieth of the
+    what the few prompt tokens cost; with ViT-B/16 at 224 px (N = 196, W = 768, F = 3072) a prompt is a fortieth of the
     ViT. Memory: N x N attention weights and six N x W arrays an image, and with remat="full" the N x F hidden layer of
     one prompt at a time. Nothing is communicated that a transformer layer would not.
 
