@@ -126,6 +126,12 @@ def test_nltk_with_its_data_and_without(tmp_path, monkeypatch):
     real = NltkTagger()
     real.load()
     assert noun_phrases("The old cat sat. The cat.", real) == ["the old cat", "the cat"]
+    words = nltk.word_tokenize("the old cat sat.")
+    assert real.tokens("the old cat sat.") == words
+    assert real.tags(words) == nltk.pos_tag(words)
+    nltk.data.path.clear()
+    with pytest.raises(UserError, match="needs NLTK's data"):
+        NltkTagger().load()  # although the process has loaded it before
 
 
 def test_spacy_is_wanted_where_it_is_chosen():

@@ -65,26 +65,29 @@ class NltkTagger:
     def load(self) -> None:
         """Raises UserError if NLTK or its data is not there."""
         try:
-            import nltk
-
-            nltk.word_tokenize("a word")
-            nltk.pos_tag(["word"])
+            from nltk.tag.perceptron import PerceptronTagger
+            from nltk.tokenize import NLTKWordTokenizer
+            from nltk.tokenize.punkt import PunktTokenizer
         except ImportError as error:
             raise UserError(NEED) from error
+        # Objects of our own: what `nltk.pos_tag` uses is kept by the process, whatever NLTK_DATA has become.
+        try:
+            self._tagger, self._sentences = PerceptronTagger(), PunktTokenizer("english")
         except LookupError as error:
             raise UserError(
                 "The tagger 'nltk' needs NLTK's data averaged_perceptron_tagger_eng and punkt_tab, in a folder that "
                 "NLTK_DATA names (python -m nltk.downloader fetches them); or choose --tagger=textblob."
             ) from error
-        self._nltk = nltk
+        self._words = NLTKWordTokenizer()
 
     def tokens(self, text: str) -> list[str]:
-        """NLTK's `word_tokenize`."""
-        return self._nltk.word_tokenize(text)
+        """The words of NLTK's `word_tokenize`."""
+        sentences = self._sentences.tokenize(text)
+        return [word for sentence in sentences for word in self._words.tokenize(sentence)]
 
     def tags(self, words: Sequence[str]) -> Tagged:
-        """NLTK's `pos_tag`."""
-        return self._nltk.pos_tag(list(words))
+        """The tags of NLTK's `pos_tag`."""
+        return self._tagger.tag(list(words))
 
 
 class SpacyTagger:
