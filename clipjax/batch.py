@@ -28,5 +28,6 @@ def example_batch(config: Mapping[str, Any], size: int = 1) -> dict[str, jax.Sha
         batch["language"] = jax.ShapeDtypeStruct((size,), jnp.int32)
     regions = data["regions"]
     if regions["count"]:
-        batch |= models.example_regions(size, regions["count"], regions["text_length"] or length)
+        of_region = length if regions["text_length"] is None else regions["text_length"]
+        batch |= models.example_regions(size, regions["count"], of_region)
     return batch

@@ -17,8 +17,8 @@ from clipjax.data import naflex
 from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode, fit, flatten
 from clipjax.data.tokenizers import Tokenizer
-from clipjax.errors import UserError
-from clipjax.inference_regions import RegionEncoder
+from clipjax.encoder_regions import RegionPrograms
+from clipjax.errors import PictureError, UserError
 from clipjax.mesh import batch_sharding, batch_shards, replicated
 from clipjax.models import matmul_precision
 
@@ -67,13 +67,13 @@ class Encoder:
 
         towers = [field for field in ("image", "text") if field in config["model"]]
         self._encode = {field: encode(field) for field in towers}
-        self._regions = RegionEncoder(self, model, config)
+        self._regions = RegionPrograms(self, model, config)
 
     def images(self, params: Any, images: Sequence[Picture]) -> np.ndarray:
         """Pictures (encoded bytes, paths, PIL images or uint8 arrays) -> float32 [n, D], L2-normalised.
 
         Raises:
-          UserError: a picture cannot be read; its place in the list and the reason are named.
+          PictureError: a picture cannot be read; its place in the list and the reason are named.
         """
         self._check("image")
         with ThreadPoolExecutor() as pool:
@@ -174,14 +174,14 @@ class Encoder:
 
     @contextlib.contextmanager
     def naming(self, image: Picture, place: int) -> Iterator[None]:
-        """Within it, a picture that cannot be used is a UserError that names it."""
+        """Within it, a picture that cannot be used is a PictureError that names it."""
         name = f"Image {str(image)!r}" if isinstance(image, str | Path) else f"Image {place}"
         try:
             yield
         except FileNotFoundError as error:
-            raise UserError(f"{name} does not exist.") from error
+            raise PictureError(f"{name} does not exist.", place, "it does not exist") from error
         except (BadRecord, OSError) as error:
-            raise UserError(f"{name} cannot be used: {error}.") from error
+            raise PictureError(f"{name} cannot be used: {error}.", place, str(error)) from error
 
     def read(self, image: Picture) -> Image.Image | np.ndarray | bytes:
         """The bytes of a path; other forms of a picture as they are."""

@@ -9,6 +9,19 @@ class UserError(Exception):
     """
 
 
+class PictureError(UserError):
+    """A UserError about one picture of a list.
+
+    Attributes:
+      place: in the list.
+      reason: why it cannot be used.
+    """
+
+    def __init__(self, message: str, place: int, reason: str):
+        super().__init__(message)
+        self.place, self.reason = place, reason
+
+
 class TryAgainError(UserError):
     """A UserError that may not come again: a process was late, or could not be reached. The exit status is 75."""
 

@@ -42,7 +42,9 @@ OUTPUTS: dict[str, Field] = {
     "text_tokens": Field("B L W", "compute", "un-pooled text tokens"),
     "region_embedding": Field("B M D", "float32", "of `boxes`; L2-normalised"),
     "region_text_embedding": Field("B M D", "float32", "of `region_text`; L2-normalised"),
-    "grounded_boxes": Field("B M 4", "float32", "where `region_text` is thought to be; as `boxes`"),
+    "grounded_boxes": Field(
+        "B M 4", "float32", "of `region_text`; as `boxes`, neither clipped nor ordered"
+    ),
     "logit_scale": Field("", "float32", "already exponentiated; global"),
     "logit_bias": Field("", "float32", "global"),
     "class_centres": Field("C D", "float32", "global"),

@@ -1,7 +1,8 @@
 """Count the FLOPs of a program.
 
 `count` walks the program that JAX traced: matrix products and convolutions, 2 FLOPs a multiply-add, a scan's body as
-often as it runs. XLA's own cost analysis counts a scan's body once, and includes what rematerialisation repeats.
+often as it runs, and nothing that no result depends on. XLA's own cost analysis counts a scan's body once, and includes
+what rematerialisation repeats.
 """
 
 import math
@@ -10,11 +11,14 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def count(function: Callable[..., Any], *args: Any) -> int:
     """FLOPs of the matrix products and convolutions of `function(*args)`; args may be ShapeDtypeStructs."""
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(needed)
 
 
 def _count(jaxpr: core.Jaxpr) -> int:

@@ -1,6 +1,5 @@
 """The picture report of a run: one HTML file that needs nothing else."""
 
-import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clipjax.errors import UserError
-from clipjax.report_figures import curve_svg, short_number
+from clipjax.pages.figures import curve_svg, short_number
+from clipjax.pages.pictures import escaped
 from clipjax.writers import read_jsonl, read_results, replace_file
 
 _TITLES = {
@@ -62,7 +62,7 @@ def write_report(workdir: Path, galleries: Sequence[Section] = ()) -> Path:
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(workdir.resolve().name)} · clipjax</title>\n<style>\n{style}</style>\n"
+        f"<title>{escaped(workdir.resolve().name)} · clipjax</title>\n<style>\n{style}</style>\n"
         f"</head>\n<body>\n<main>\n{''.join(body)}</main>\n</body>\n</html>\n"
     )
     path = workdir / "report.html"
@@ -111,11 +111,13 @@ def _header(workdir: Path, lines, config: Any, warnings: list[str]) -> str:
             facts["samples/s (median)"] = short_number(speeds[len(speeds) // 2])
     if isinstance(batch, int):
         facts["batch size"] = f"{batch:,}"
-    items = "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in facts.items())
+    items = "".join(
+        f"<div><dt>{escaped(k)}</dt><dd>{escaped(v)}</dd></div>" for k, v in facts.items()
+    )
     return (
-        f"<header><h1>{_text(workdir.resolve().name)}</h1>\n<p class=state>{state}</p>\n"
+        f"<header><h1>{escaped(workdir.resolve().name)}</h1>\n<p class=state>{state}</p>\n"
         + (f"<dl class=facts>{items}</dl>\n" if facts else "")
-        + "".join(f"<p class=warn>{_text(warning)}</p>\n" for warning in warnings)
+        + "".join(f"<p class=warn>{escaped(warning)}</p>\n" for warning in warnings)
         + "</header>\n"
     )
 
@@ -147,7 +149,7 @@ def _curves(lines: list[dict[str, float]]) -> str:
             _number(f"{panel}/{name}", ys[-1]) if len(series) == 1 else ""
         )  # several stand at the curves
         figures.append(
-            f"<figure><figcaption><h3>{_text(title)}</h3><span class=last>{_text(last)}</span>"
+            f"<figure><figcaption><h3>{escaped(title)}</h3><span class=last>{escaped(last)}</span>"
             f"</figcaption>{curve_svg(title, labelled, percent=shares[panel])}</figure>\n"
         )
     note = "Numbers are the last values. Long curves show the mean and the range of bins."
@@ -183,10 +185,10 @@ def _table(columns: list[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
     head = ""
     if any(groups):
         cells = "".join(
-            f"<th class=group colspan={n}>{_text(_title(g))}</th>" for g, n in groups.items()
+            f"<th class=group colspan={n}>{escaped(_title(g))}</th>" for g, n in groups.items()
         )
         head = f"<tr><th></th>{cells}<th></th><th></th></tr>"
-    names = "".join(f"<th>{_text(_title(c.rpartition('/')[2]))}</th>" for c in columns)
+    names = "".join(f"<th>{escaped(_title(c.rpartition('/')[2]))}</th>" for c in columns)
     body = ""
     for name, entry in rows.items():
         protocol = entry.get("protocol", {})
@@ -194,19 +196,19 @@ def _table(columns: list[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
         for column in columns:
             value = entry["metrics"].get(column)
             below = (
-                f"<small>{_text(_number(column, chance[column]))}</small>"
+                f"<small>{escaped(_number(column, chance[column]))}</small>"
                 if column in chance
                 else ""
             )
-            cells += f"<td>{'–' if value is None else _text(_number(column, value)) + below}</td>"
+            cells += f"<td>{'–' if value is None else escaped(_number(column, value)) + below}</td>"
         size = [
             f"{protocol[k]:,} {k}"
             for k in ("pictures", "regions", "texts", "pairs", "classes")
             if k in protocol
         ]
         body += (
-            f"<tr><td>{_text(name)}</td>{cells}<td>{entry['samples']:,}</td>"
-            f"<td class=what>{_text(' × '.join(size))}</td></tr>\n"
+            f"<tr><td>{escaped(name)}</td>{cells}<td>{entry['samples']:,}</td>"
+            f"<td class=what>{escaped(' × '.join(size))}</td></tr>\n"
         )
     return (
         f"<div class=scroll><table><thead>{head}<tr><th>evaluator</th>{names}"
@@ -219,7 +221,7 @@ def _details(title: str, value: Any) -> str:
     if not value:
         return ""
     shown = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    return f"<details><summary>{_text(title)}</summary><pre>{_text(shown)}</pre></details>\n"
+    return f"<details><summary>{escaped(title)}</summary><pre>{escaped(shown)}</pre></details>\n"
 
 
 def _find(config: Any, key: str) -> Any:
@@ -245,7 +247,3 @@ def _number(key: str, value: float) -> str:
 
 def _title(key: str) -> str:
     return " / ".join(_TITLES.get(part, part) for part in key.split("/"))
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)

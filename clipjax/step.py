@@ -48,6 +48,11 @@ class Parts(NamedTuple):
 def make_parts(config: Mapping[str, Any]) -> Parts:
     """The parts of a resolved config; every setting and rule of them is checked, and nothing is allocated."""
     model = make_model(config["model"])
+    if "regions" in config["model"] and not config["data"]["regions"]["count"]:
+        raise UserError(
+            f"A model of kind {config['model']['kind']!r} trains on regions, and config.data.regions.count is 0; "
+            "set it (CLOC: 4), or train a 'dual_encoder'."
+        )
     rate = optim.make_schedule(config)
     boxed = jax.eval_shape(model.init, jax.random.key(0), example_batch(config))["params"]
     return Parts(model, optim.make_optimizer(config["optim"], nn.unbox(boxed), rate), rate)

@@ -25,6 +25,7 @@ import jax
 from clipjax import hlo, optim, rules
 from clipjax.config import load_config
 from clipjax.defaults import base_config
+from clipjax.models import model_parts
 from clipjax.plan import topology
 from clipjax.plan.compile import Job, compile_step, make_job
 from clipjax.plan.plan import held
@@ -168,7 +169,10 @@ def _settings(name: str, job: Job) -> list[str]:
         ("batch", f"{config.batch_size:,}, in {config.grad_cache} micro-batch(es)"),
         *((f"loss {loss}", each(dict(entry))) for loss, entry in config.losses.items()),
         ("optimizer", f"{config.optim.name}, average {config.optim.ema}"),
-        ("remat", " ".join(f"{tower}={config.model[tower].remat}" for tower in ("image", "text"))),
+        (
+            "remat",
+            " ".join(f"{p}={s.remat}" for p, s in model_parts(config.model) if "remat" in s),
+        ),
         ("parameters", f"{numbers:,} trained in {len(trained)} arrays, {len(frozen)} frozen"),
     ]
     of_device = {

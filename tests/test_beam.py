@@ -21,6 +21,7 @@ from clipjax.data.bad import BadRecord  # noqa: E402
 from clipjax.data.convert import convert  # noqa: E402
 from clipjax.data.named import named  # noqa: E402
 from clipjax.data.order import Order  # noqa: E402
+from clipjax.data.shards import as_json  # noqa: E402
 from clipjax.data.sources import array_record, make_source  # noqa: E402
 from clipjax.errors import UserError  # noqa: E402
 
@@ -182,6 +183,18 @@ def test_filter_counts_by_condition(plain, tmp_path):
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
+def test_a_set_of_values_is_written_in_order(plain, tmp_path):
+    assert as_json({"a": ({"b", "c", "a"}, frozenset({2, 1}))}) == {"a": [["a", "b", "c"], [1, 2]]}
+    values = "--filter=values={'language': {'fr', 'en', 'de'}}"
+    summary = start("filter", plain, f"--output={tmp_path / 'f'}", values)
+    assert list(summary["filters"].values()) == [{"values": {"language": ["de", "en", "fr"]}}]
+    flags = [plain, f"--output={tmp_path / 'r'}", "--shards=1", "--drop=score", "--drop=score"]
+    summary = start("reshard", *flags, values)
+    assert summary["plan"]["filter"] == {"values": {"language": ["de", "en", "fr"]}}
+    assert summary["plan"]["drop"] == ["score"]
+    assert summary["dropped"] == {"score": 2500}
+
+
 def test_counts_are_beam_metrics(plain, tmp_path):
     import filtering
 
@@ -238,6 +251,21 @@ def test_reshard_loses_and_repeats_nothing(plain, tmp_path):
     assert sorted(numbers) == list(range(0, 2500, 3))
     assert numbers != sorted(numbers)
     assert summary["left_out"] == {"in a list of --remove": 2500 - len(numbers)}
+
+
+class Gone(Hostile):
+    """A source whose disk has gone away."""
+
+    def __getitem__(self, index):
+        raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize("job", [["filter", "--filter=min_side=1"], ["reshard", "--shards=1"]])
+def test_a_file_that_cannot_be_read_is_said(job, tmp_path):
+    with pytest.raises(
+        UserError, match=r"^Record \d+ cannot be read \(OSError: the disk is gone\)"
+    ):
+        start(*job, "test_beam:Gone", f"--output={tmp_path / 'out'}")
 
 
 def test_bad_records_are_counted_and_never_fatal(tmp_path):

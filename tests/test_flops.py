@@ -18,6 +18,14 @@ def test_dot():
     assert flops.count(lambda x: jnp.tanh(x) + x.sum(), array(3, 5)) == 0
 
 
+def test_what_no_result_depends_on_is_not_counted():
+    def function(a, b):
+        unused = a @ b  # noqa: F841, as XLA leaves it out
+        return jax.lax.scan(lambda c, _: (c, (c @ b).sum()), a, length=3)[0], a @ b[:, :2]
+
+    assert flops.count(function, array(3, 5), array(5, 5)) == 2 * 3 * 5 * 2
+
+
 def test_batched_dot_with_two_contracted_axes():
     count = flops.count(
         lambda a, b: jnp.einsum("nxyi,nxyj->nij", a, b), array(2, 3, 5, 7), array(2, 3, 5, 11)

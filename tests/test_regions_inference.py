@@ -13,8 +13,8 @@ import clipjax
 from clipjax.data.images import fit
 from clipjax.defaults import base_config
 from clipjax.encoder import Encoder
+from clipjax.encoder_regions import SLOTS
 from clipjax.errors import UserError
-from clipjax.inference_regions import SLOTS
 from clipjax.mesh import make_mesh
 from clipjax.models import (
     example_batch,
@@ -150,6 +150,43 @@ def test_boxes_refer_to_the_upright_picture(tmp_path):
         assert encoder.visible([image], [boxes])[0].tolist() == [True, False]
         (found,) = encoder.regions(None, [image], [boxes[:1]])
         np.testing.assert_allclose(found, [[0, 0, 1, 1]], atol=1e-6)
+
+
+def test_a_box_too_thin_to_be_cut_out():
+    _, encoder = echo("shortest", size=224)
+    image = np.zeros((4000, 64, 3), np.uint8)
+    boxes = [[0, 0, 1, 1], [0.5, 0, 0.51, 1]]  # the second is one pixel wide
+    assert encoder.visible([image], [boxes], "crop")[0].tolist() == [True, False]
+    with pytest.raises(UserError, match="Box 1 of image 0 is too long and thin"):
+        encoder.regions(None, [image], [boxes], "crop")
+
+
+def test_towers_whose_tokens_are_no_patches():
+    image, box = np.zeros((8, 8, 3), np.uint8), [[0, 0, 1, 1]]
+    for tower, message in (
+        ({"pool": "attention"}, "queries, not patches.*how='crop'"),
+        ({"kind": "resnet"}, "without its attention pooling.*how='crop'"),
+    ):
+        _, encoder = echo(**tower)
+        with pytest.raises(UserError, match=message):
+            encoder.check_regions("roi_align")
+        with pytest.raises(UserError, match=message):
+            encoder.regions(None, [image], [box], "roi_align")
+
+
+def test_a_region_head_says_whether_it_finds_texts():
+    def encoder(kind):
+        config = base_config()
+        config.model = ConfigDict(
+            {"image": {"size": SIDE}, "text": {}, "regions": {"kind": kind}}
+            | {"embed_dim": 4, "dtype": "float32"}
+        )
+        return Encoder(Echo(), config, Letters(), make_mesh(), batch_size=8)
+
+    encoder("prompter").check_ground()
+    encoder("clipjax.models.prompter:Prompter").check_ground()
+    with pytest.raises(UserError, match="cannot find the box of a text"):
+        encoder("roi_align").check_ground()
 
 
 def test_grounded_boxes_come_back_into_the_picture():

@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import math
 import re
@@ -5,14 +7,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+from clipjax.data.images import upright_size
 from clipjax.evals.retrieval import Retrieval
+from clipjax.pages.figures import curve_svg, short_number
+from clipjax.pages.galleries import Gallery, Query
+from clipjax.pages.pictures import Answer, frame_html, thumbnail_uri
+from clipjax.pages.region_galleries import Found, GroundingGallery, Region, RegionGallery
 from clipjax.report import write_report
-from clipjax.report_figures import curve_svg, short_number
-from clipjax.report_gallery import Answer, Gallery, Query
-from clipjax.report_pictures import frame_html, thumbnail_uri
-from clipjax.report_regions import Found, GroundingGallery, Region, RegionGallery
 from clipjax.writers import JsonlWriter, write_results
 
 EVIL = "<script>alert('x')</script> & \"q\""
@@ -249,16 +252,22 @@ def test_curves_follow_the_page_and_keep_their_range():
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK"])
 def test_thumbnails_of_any_mode_are_small_and_flat(mode):
-    import base64
-    import io
-
-    uri = thumbnail_uri(Image.new(mode, (400, 200)), size=100)
-    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    image = opened(thumbnail_uri(Image.new(mode, (400, 200)), size=100))
     assert image.size == (100, 50)
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    uri = thumbnail_uri(np.asarray(clear))
-    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-    assert np.asarray(image).min() > 250
+    assert np.asarray(opened(thumbnail_uri(np.asarray(clear)))).min() > 250
+
+
+def test_thumbnails_are_upright():
+    """As boxes are, which are fractions of the upright picture."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 20)).save(file, "JPEG", exif=exif)
+    assert opened(thumbnail_uri(file.getvalue())).size == upright_size(file.getvalue()) == (20, 40)
+
+
+def opened(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
 def test_short_number():

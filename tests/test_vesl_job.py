@@ -1,6 +1,7 @@
 """tools/beam/vesl.py: regions for a data set, whatever the workers, after any kill, and a training run reads them."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,20 @@ HERE = Path(__file__).resolve().parent
 COMMAND = HERE.parent / "tools" / "beam" / "vesl.py"
 sys.path.insert(0, str(COMMAND.parent))
 
+import common  # noqa: E402
+import corpus  # noqa: E402
+import tiny_vesl  # noqa: E402
 import vesl  # noqa: E402
+from tiny_pictures import jpeg, noise  # noqa: E402
 
 from clipjax.data.sources import array_record, make_source  # noqa: E402
+from clipjax.data.targets import make_target  # noqa: E402
 from clipjax.data.tokenizers import make_tokenizer  # noqa: E402
 from clipjax.defaults import base_config  # noqa: E402
 from clipjax.errors import UserError  # noqa: E402
 from experiments.cloc.score_vesl import row, score_folder  # noqa: E402
+from experiments.cloc.vesl.captioners import FieldCaptioner  # noqa: E402
+from experiments.cloc.vesl.taggers import TextBlobTagger  # noqa: E402
 
 COUNT = 90
 NOISE = ["--detector.miss=0.1", "--detector.jitter=0.05", "--detector.score_noise=0.5"]
@@ -98,6 +106,125 @@ def test_batches_and_shards_do_not_matter(scenes, labels, tmp_path):
 
 
 @pytest.mark.slow
+def test_workers_need_neither_this_folder_nor_the_experiment(scenes, labels, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    start(scenes, f"--output={tmp_path / 'out'}", *ARGUMENTS, "--drop=masks", *TWO)
+    assert files(tmp_path / "out") == files(labels[0])
+
+
+def test_filter_remove_phrases_and_config(tmp_path):
+    rows = [numbered(i) | {"language": ("en", "de")[i % 2]} for i in range(12)]
+    data = tmp_path / "data.arrayrecord"
+    array_record.write(rows, data)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from clipjax.defaults import base_config\n\n\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        f"    config.data.sources = {{'web': {{'kind': 'array_record', 'files': {str(data)!r}}}}}\n"
+        "    return config\n"
+    )
+    data = [f"--config={config}", "--source=web"]
+    args, flags = corpus.make_parser().parse_known_args(
+        ["filter", *data, f"--output={tmp_path / 'few'}", "--filter=ranges={'number': (4, None)}"]
+    )
+    corpus.start(args, flags)
+    flags = [*data, f"--output={tmp_path / 'out'}", "--detector=tiny_vesl:Fussy", "--shards=2"]
+    flags += ["--filter=values={'language': {'en', 'fr'}}", f"--remove={tmp_path / 'few'}"]
+    summary = start(*flags, "--phrases=1")
+    assert [r["number"] for r in records(tmp_path / "out")] == [4, 6, 8, 10]
+    assert summary["left_out"] == {
+        "filter: values of 'language'": 4,
+        "in a list of --remove": 4,
+    }
+    assert summary["plan"]["filter"] == {"values": {"language": ["en", "fr"]}}
+    assert all(r["phrases"] == ["a cat"] for r in records(tmp_path / "out"))
+    assert start(*flags, "--phrases=1") == summary
+    with pytest.raises(UserError, match=r"different: phrases\)"):
+        start(*flags)
+    # Another list in the same place is noticed.
+    file = tmp_path / "few" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"kept": 7}))
+    with pytest.raises(UserError, match=r"different: remove\)"):
+        start(*flags, "--phrases=1")
+
+
+def numbered(number):
+    """A record of one red cat and one dog."""
+    box = np.array([[0, 0, 0.5, 1]], np.float32)
+    facts = {"boxes": box, "region_text": [["cat"]], "names": ["cat"], "number": number}
+    return {"image": jpeg(noise(number)), "text": ["a cat and a dog"], "language": "en"} | facts
+
+
+def test_other_captions_in_the_same_file_are_noticed(tmp_path):
+    array_record.write([numbered(i) for i in range(4)], tmp_path / "data.arrayrecord")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("number,text\n" + "".join(f"{i},a cat\n" for i in range(4)))
+    flags = [tmp_path / "data.arrayrecord", f"--output={tmp_path / 'out'}", *ARGUMENTS[::2]]
+    flags += ["--shards=2", "--captioner=file", "--captioner.key=number"]
+    flags.append(f"--captioner.file={captions}")
+    summary = start(*flags)
+    assert start(*flags) == summary
+    captions.write_text(captions.read_text().replace("cat", "dog"))
+    with pytest.raises(UserError, match=r"different: model_files\)"):
+        start(*flags)
+
+
+def test_a_model_that_falls_over_at_the_end_of_a_shard_loses_nothing(tmp_path, monkeypatch):
+    bad = numbered(30) | {"image": b"no picture"}
+    array_record.write([*map(numbered, range(30)), bad], tmp_path / "data.arrayrecord")
+    flags = [tmp_path / "data.arrayrecord", f"--output={tmp_path / 'out'}", "--shards=2"]
+    flags += ["--detector=tiny_vesl:Fragile", "--batch=4"]
+    monkeypatch.setattr(tiny_vesl.Fragile, "at", 22)
+    with pytest.raises(UserError, match=r"The last 8 records of shard 1 have failed.*\(detector f"):
+        start(*flags)
+    assert not (tmp_path / "out" / "00001.arrayrecord").exists()
+    monkeypatch.setattr(tiny_vesl.Fragile, "at", 30)
+    summary = start(*flags)
+    assert summary["left_out"] == {"image format not recognised": 1}
+    assert summary["written"] == 30
+    monkeypatch.setattr(tiny_vesl.Fragile, "at", 23)  # seven are no reason
+    assert start(*flags[:1], f"--output={tmp_path / 'seven'}", *flags[2:])["written"] == 23
+
+
+def test_a_disk_that_fails_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_vesl.Gone, "looks", 0)
+    flags = ["--detector=tiny_vesl:Fussy", "--shards=1"]
+    with pytest.raises(UserError, match=r"^Record 0 cannot be read \(OSError: the disk is gone\)"):
+        start("tiny_vesl:Gone", f"--output={tmp_path / 'out'}", *flags)
+
+
+def test_a_shard_that_cannot_be_noted_is_said(tmp_path):
+    import label_regions
+
+    data = tmp_path / "data.arrayrecord"
+    array_record.write([numbered(0)], data)
+    entries = {"data": {"kind": "array_record", "files": str(data)}}
+    job = common.Job(entries, {"data": 1}, str(tmp_path))
+    models = [FieldCaptioner(), TextBlobTagger(), tiny_vesl.Fussy()]
+    plan = label_regions.make_plan(
+        job, {}, models[0], threshold=0.1, phrases=20, batch=2, shards=1, drop=["names", "names"]
+    )
+    assert plan["drop"] == ["names"]
+    work = label_regions.LabelShard(plan, make_target("array_record"), str(tmp_path), models)
+    work.setup()
+    with pytest.raises(UserError, match=r"shard '00000\.arrayrecord' cannot be written"):
+        list(work.process(0))  # there is no folder `progress`
+
+
+def test_what_is_dropped_need_not_fit_and_takes_no_room(tmp_path):
+    flags = ["tiny_vesl:Odd", "--detector=tiny_vesl:Fussy", "--shard-size=100kB"]
+    with pytest.raises(UserError, match=r"cannot hold the field 'created'.*--drop created"):
+        start(*flags, f"--output={tmp_path / 'out'}")
+    drop = ["--drop=created", "--drop=large", "--drop=large"]
+    summary = start(*flags, f"--output={tmp_path / 'out'}", *drop)
+    assert summary["dropped"] == {"created": 6, "large": 6}
+    assert summary["plan"]["shards"] == 1
+    assert not {"created", "large"} & set(records(tmp_path / "out")[0])
+
+
+@pytest.mark.slow
 def test_a_killed_job_goes_on_with_other_workers_to_the_same_bytes(scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HERE))  # for workers, which import the detector
     slow = ["--detector=tiny_vesl:SlowTruth", *ARGUMENTS[1:], *NOISE]
@@ -126,7 +253,8 @@ def test_a_killed_job_goes_on_with_other_workers_to_the_same_bytes(scenes, tmp_p
 
 
 def test_a_job_that_has_ended_does_nothing_and_loses_nothing(scenes, labels, tmp_path):
-    folder, summary = labels
+    folder, summary = tmp_path / "out", labels[1]
+    shutil.copytree(labels[0], folder)
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     (folder / "progress").mkdir()  # killed after the summary was written
     assert start(scenes, f"--output={folder}", *ARGUMENTS, "--drop=masks") == summary
@@ -155,8 +283,12 @@ def test_bad_records_are_counted_and_end_nothing(tmp_path):
     captions = tmp_path / "captions.csv"
     captions.write_text("key,text\n1,a cat\n")
     file = ["--captioner=file", f"--captioner.file={captions}", "--captioner.key=key"]
-    with pytest.raises(UserError, match=r"None of 28 records could be labelled .*no field 'key'"):
-        start("tiny_vesl:Hostile", f"--output={tmp_path / 'none'}", *models, *file)
+    none = ["tiny_vesl:Hostile", f"--output={tmp_path / 'none'}", *models, *file]
+    with pytest.raises(UserError, match=r"None of 24 records.* has the field 'key'"):
+        start(*none)
+    captions.write_text("key,text\n99,a cat\n")
+    with pytest.raises(UserError, match=r"None of 28 records could be labelled .*is no caption"):
+        start(*none, "--captioner.field=number")
 
 
 def test_a_training_stream_reads_the_labels(labels):
@@ -196,6 +328,9 @@ def test_mistakes_are_said_before_anything_runs(scenes, tmp_path):
     said("has no setting 'mis'", "--detector=truth", "--detector.mis=0.1", "--shards=2")
     said("given twice", *ARGUMENTS, "--detector.miss=0", "--detector.miss=1")
     said("NAME=VALUE", *ARGUMENTS, "--detector.miss")
+    said("None of 90 records.*'txet'.*did you mean 'text'", *ARGUMENTS, "--captioner.fields=txet")
+    said("needs names of fields, not 5", *ARGUMENTS, "--captioner.fields=5")
+    said("seed of 0 or more", *ARGUMENTS, "--detector.seed=-1")
     said("one of --shards and --shard-size", "--detector=truth")
     said("--threshold must be", *ARGUMENTS, "--threshold=1.5")
     said("at least 1", *ARGUMENTS, "--batch=0")
@@ -206,6 +341,50 @@ def test_mistakes_are_said_before_anything_runs(scenes, tmp_path):
     with pytest.raises(UserError, match="holds something already"):
         start(scenes, f"--output={tmp_path / 'full'}", *ARGUMENTS)
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_job_has_not_written_is_neither_taken_over_nor_removed(tmp_path):
+    import resume
+
+    plan, work = {"shards": 2}, tmp_path / "work"
+    theirs = [work / "progress" / "notes.txt", work / ".mypart" / "x", work / ".part-1" / "x"]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    with pytest.raises(UserError, match="holds something already"):
+        resume.Progress(str(work), plan)
+    (work / "progress" / "plan.json").write_text("{")
+    with pytest.raises(UserError, match="holds something already"):
+        resume.Progress(str(work), plan)
+    (work / "progress" / "plan.json").write_text(json.dumps(plan))
+    ours = [work / f".{'a' * 32}.part", work / "progress" / f".{'b' * 32}.part"]
+    ours.append(work / f".part-{'c' * 32}x_1")
+    ours[2].mkdir()
+    for path in (*ours[:2], ours[2] / "00000.arrayrecord"):
+        path.write_text("half")
+    with pytest.raises(UserError, match="of other data"):
+        resume.Progress(str(work), {"shards": 3})
+    assert all(p.exists() for p in ours)
+    resume.Progress(str(work), plan).close()
+    assert not any(p.exists() for p in ours)
+    resume.note_shard(str(work), {"shard": 0})
+    resume.finish(str(work), {"plan": plan, "shards": []})
+    assert [p.name for p in (work / "progress").iterdir()] == ["notes.txt"]
+    assert all(p.read_text() == "mine" for p in theirs)
+
+
+def test_a_plan_that_cannot_be_read_is_not_taken_for_none(tmp_path, monkeypatch):
+    import resume
+
+    resume.Progress(str(tmp_path), {"shards": 2}).close()
+    monkeypatch.setattr("clipjax.data.sources.files.PAUSES", ())
+
+    def fails(path):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(resume, "read_all", fails)
+    with pytest.raises(UserError, match=r"plan\.json' cannot be read: no answer"):
+        resume.Progress(str(tmp_path), {"shards": 3})
 
 
 def test_what_a_worker_says_is_one_sentence(scenes, tmp_path, monkeypatch):
@@ -233,6 +412,8 @@ def test_a_remote_folder_goes_on_too(scenes, labels):
 
     folder, summary = labels
     output, memory = "memory://vesl-test", fsspec.filesystem("memory")
+    if memory.exists("/vesl-test"):
+        memory.rm("/vesl-test", recursive=True)
     start(scenes, f"--output={output}", *ARGUMENTS, "--drop=masks")
     whole = {p: memory.cat(p) for p in memory.find("/vesl-test")}
     assert {Path(p).name: v for p, v in whole.items()} == files(folder)

@@ -1,5 +1,6 @@
 """Parts that the tests of VESL put in the place of models."""
 
+import datetime
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,43 @@ class Hostile:
         image = {2: b"no picture", 3: good[: len(good) // 2], 4: [good, good]}.get(kind, good)
         texts = {5: [" "], 6: ["a purple cat"]}.get(kind, ["a red cat"])
         return {"image": image, "text": texts, "language": "en", "number": index}
+
+
+class Odd:
+    """Records with a field that ArrayRecord cannot hold, and a large one."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        more = {"created": datetime.date(2024, 1, 1), "large": b"0" * 100_000}
+        return {"image": jpeg(noise(index)), "text": ["a red cat"]} | more
+
+
+class Fragile(TruthDetector):
+    """Falls over at the record whose number is `at`, and fails from then on."""
+
+    at = 0
+
+    def __call__(self, examples):
+        if any(e.record["number"] >= self.at for e in examples):
+            raise ZeroDivisionError("out of order")
+        return super().__call__(examples)
+
+
+class Gone:
+    """A source whose disk goes away after the records that a job looks at first."""
+
+    looks = 0
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if self.looks >= len(self):
+            raise OSError("the disk is gone")
+        type(self).looks += 1
+        return {"image": jpeg(noise(index)), "text": ["a red cat"]}
 
 
 class Fussy:

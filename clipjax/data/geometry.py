@@ -24,7 +24,8 @@ class Geometry(NamedTuple):
         """This map, and another one after it."""
         linear, shift = matrix_2x3[:, :2], matrix_2x3[:, 2:]
         mapped = linear @ self.matrix_2x3
-        low_1x2, high_1x2 = _bounds(matrix_2x3, np.array([self.shown]))
+        # What lies outside of the frame now is gone, whatever comes after.
+        low_1x2, high_1x2 = _bounds(matrix_2x3, np.clip([self.shown], 0, 1))
         matrix_2x3 = np.concatenate([mapped[:, :2], mapped[:, 2:] + shift], axis=1)
         return Geometry(matrix_2x3, (*low_1x2[0].tolist(), *high_1x2[0].tolist()))
 
@@ -37,8 +38,7 @@ class Geometry(NamedTuple):
         c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         linear = np.array([[c, s * height / width], [-s * width / height, c]])
         shift = 0.5 - linear.sum(1, keepdims=True) / 2
-        turned = self.then(np.concatenate([linear, shift], axis=1))
-        return turned._replace(shown=tuple(np.clip(turned.shown, 0, 1).tolist()))
+        return self.then(np.concatenate([linear, shift], axis=1))
 
     def crop(self, box: tuple[float, float, float, float]) -> "Geometry":
         """Makes (left, top, right, bottom), fractions of what there is, the whole; a box beyond [0, 1] pads."""

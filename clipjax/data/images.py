@@ -141,9 +141,9 @@ def fit(
     method = INTERPOLATIONS[interpolation]
     if resize == "squash":
         return np.asarray(image.resize((size, size), method))
-    width, height, left, top = place(image.size, size, resize, crop_fraction)
-    if width * height > MAX_PIXELS:
+    if not fits(image.size, size, resize, crop_fraction):
         raise BadRecord("image is too long and thin")
+    width, height, left, top = place(image.size, size, resize, crop_fraction)
     if (width, height) != image.size:
         image = image.resize((width, height), method)
     if resize == "longest":
@@ -151,6 +151,12 @@ def fit(
         base.paste(image, (-left, -top))
         return np.asarray(base)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def fits(size: tuple[int, int], side: int, resize: str, crop_fraction: float = 1.0) -> bool:
+    """Whether `fit` takes a picture of (width, height): on the way to the frame it has at most `MAX_PIXELS`."""
+    width, height, _, _ = place(size, side, resize, crop_fraction)
+    return width * height <= MAX_PIXELS
 
 
 def place(

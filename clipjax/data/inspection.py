@@ -20,8 +20,8 @@ from clipjax.data.regions import check_box_format, draw_regions
 from clipjax.data.shards import FILTERED
 from clipjax.data.sources.rows import strings
 from clipjax.errors import UserError
+from clipjax.pages.figures import short_number
 from clipjax.progress import console
-from clipjax.report_figures import short_number
 
 PICTURES = 48  # of a page, of all sources together
 _ALL = {"count": 0, "min_visible": 0.0, "min_side": 0.0}
@@ -52,7 +52,7 @@ def inspect(data: Named, limit: int = 1000, output: str | None = None) -> int:
     tables: dict[str, dict[str, str]] = {}
     for number, (name, entry) in enumerate(data.entries.items()):
         box_format = entry.get("box_format", "xyxy")
-        check_box_format(box_format, name)
+        check_box_format(box_format, f"the source {name!r}")
         source, wanted = open_source(entry, name), make_filter(entry.get("filter"), name)
         facts, shown[name] = Facts(tokenizer, box_format), []
         order = Order([len(source)], [1.0], 0)

@@ -1,6 +1,5 @@
 """The contact sheet of `clipjax data inspect`: one HTML file. What the data set brings is escaped or re-encoded."""
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from clipjax.data.geometry import WHOLE
 from clipjax.data.picture import Picture
 from clipjax.data.regions import draw_regions
 from clipjax.data.sources.rows import strings
-from clipjax.report_pictures import COLOURS, frame_html, thumbnail_uri
+from clipjax.pages.pictures import COLOURS, escaped, frame_html, thumbnail_uri
 from clipjax.writers import replace_file
 
 THUMB = 320  # pixels of the longer side
@@ -115,7 +114,7 @@ def write_page(
     """
     style = Path(__file__).parents[1] / "assets" / "report.css"
     body = "".join(
-        (f"<h2>{_text(name)}</h2>\n" if len(tables) > 1 else "")
+        (f"<h2>{escaped(name)}</h2>\n" if len(tables) > 1 else "")
         + _section(tables[name], shown[name])
         for name in tables
     )
@@ -124,16 +123,17 @@ def write_page(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)} · clipjax</title>\n"
+        f"<title>{escaped(title)} · clipjax</title>\n"
         f"<style>\n{style.read_text(encoding='utf-8')}{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{_text(title)}</h1></header>\n{body}</main>\n</body>\n</html>\n"
+        f"<header><h1>{escaped(title)}</h1></header>\n{body}</main>\n</body>\n</html>\n"
     )
     replace_file(path, page.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _section(table: Mapping[str, str], shown: Sequence[Shown]) -> str:
     rows = "".join(
-        f"<tr><td>{_text(k)}</td><td class=value>{_text(v)}</td></tr>\n" for k, v in table.items()
+        f"<tr><td>{escaped(k)}</td><td class=value>{escaped(v)}</td></tr>\n"
+        for k, v in table.items()
     )
     note = "Several numbers are the least, 5 %, the median, 95 %, and the most."
     cards = "".join(map(_card, shown))
@@ -155,10 +155,8 @@ def _card(one: Shown) -> str:
         parts += f"<p class=part>trained on</p>{_lines(one.view_texts)}"
         parts += _regions(one.view_regions, one.view_colours)
     if one.remark:
-        parts += f"<p class=warn>{_text(one.remark)}</p>"
-    return (
-        f"<figure>{parts}<p class=index>record {one.index:,} · {_text(one.language)}</p></figure>\n"
-    )
+        parts += f"<p class=warn>{escaped(one.remark)}</p>"
+    return f"<figure>{parts}<p class=index>record {one.index:,} · {escaped(one.language)}</p></figure>\n"
 
 
 def _frame(uri: str, boxes_Mx4: np.ndarray, colours: Sequence[int]) -> str:
@@ -168,7 +166,9 @@ def _frame(uri: str, boxes_Mx4: np.ndarray, colours: Sequence[int]) -> str:
 def _lines(texts: Sequence[str], marks: Sequence[str] | None = None, most: int = CAPTIONS) -> str:
     """Texts as items of a list, cut where they are many or long."""
     marks = [""] * len(texts) if marks is None else marks
-    items = [f"<li>{mark}{_text(_cut(text))}</li>" for mark, text in zip(marks, texts, strict=True)]
+    items = [
+        f"<li>{mark}{escaped(_cut(text))}</li>" for mark, text in zip(marks, texts, strict=True)
+    ]
     more = len(items) - most
     if more > 0:
         items[most:] = [f"<li class=muted>and {more:,} more</li>"]
@@ -197,7 +197,3 @@ def _words(tokenizer: Any, ids_L: np.ndarray, known: Mapping[bytes, str]) -> str
     if found is None and hasattr(tokenizer, "decode"):
         found = tokenizer.decode(ids_L)
     return f"{len(ids_L)} tokens" if found is None else found
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)

@@ -21,9 +21,6 @@ def check_regions(settings: Mapping[str, Any]) -> None:
     """Refuses settings of `data.regions` that mean nothing."""
     if settings["count"] < 0:
         raise UserError(f"data.regions.count must be 0 or more, not {settings['count']}.")
-    length = settings["text_length"]
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
-        raise UserError(f"data.regions.text_length must be a whole number or None, not {length!r}.")
     for name in ("min_visible", "min_side"):
         if not 0 <= settings[name] <= 1:
             raise UserError(
@@ -31,11 +28,11 @@ def check_regions(settings: Mapping[str, Any]) -> None:
             )
 
 
-def check_box_format(name: str, source: str) -> None:
-    """Refuses formats that there are not."""
+def check_box_format(name: str, where: str) -> None:
+    """Refuses formats that there are not; `where` is such as "the source 'web'"."""
     if name not in BOX_FORMATS:
         raise UserError(
-            f"The source {source!r} cannot have the box_format {name!r}{nearest(name, BOX_FORMATS)}."
+            f"The box_format of {where} cannot be {name!r}{nearest(name, BOX_FORMATS)}."
         )
 
 
@@ -65,8 +62,7 @@ def draw_regions(
       BadRecord: boxes that are not m x 4 finite numbers, or not as many texts.
     """
     boxes_Mx4 = fractions(record.get("boxes"), box_format, size)
-    texts = record.get("region_text")
-    texts = [] if texts is None else list(texts)
+    texts = entries(record.get("region_text"), "region_text")
     if len(texts) != len(boxes_Mx4):
         raise BadRecord("boxes and region texts are not equally many")
     if not len(boxes_Mx4):
@@ -86,12 +82,33 @@ def draw_regions(
     return boxes_Mx4[kept], found
 
 
+def entries(values: Any, field: str) -> list[Any]:
+    """What a field has for each box: a list's entries, or none of None.
+
+    Raises:
+      BadRecord: a string, or no list.
+    """
+    if values is None:
+        return []
+    if isinstance(values, str) or not _listed(values):
+        raise BadRecord(f"{field} is no list with one entry a box")
+    return list(values)
+
+
 def alternatives(text: Any) -> Sequence[str]:
-    """The texts of one region that are not blank."""
-    texts = [text] if isinstance(text, str) else list(text) if text is not None else []
-    if not all(isinstance(t, str) for t in texts):
+    """The texts of one region that are not blank.
+
+    Raises:
+      BadRecord: it is neither None, a string nor a list of strings.
+    """
+    texts = [] if text is None else [text] if isinstance(text, str) else text
+    if not _listed(texts) or not all(isinstance(t, str) for t in texts):
         raise BadRecord("text is neither a string nor a list of them")
     return [t for t in texts if t.strip()]
+
+
+def _listed(values: Any) -> bool:
+    return isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim > 0)
 
 
 def fractions(boxes: Any, box_format: str, size: tuple[int, int]) -> np.ndarray:

@@ -64,9 +64,7 @@ class Records:
             record = self._source[index]
             if self._filter is not None and not self._filter(record):
                 return None, FILTERED, []
-            dropped = [name for name in self.drop if name in record]
-            kept = {k: v for k, v in record.items() if k not in dropped}
-            return self.target.fit(kept), "", dropped
+            return self.fit(record)
         except BadRecord as error:
             return None, str(error), []
         except UserError:
@@ -76,6 +74,19 @@ class Records:
                 f"Record {index} of {self._name!r} cannot be read ({type(error).__name__}: {error}); run again to go "
                 "on here, or look at it with: clipjax data verify."
             ) from error
+
+    def fit(self, record: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str, list[str]]:
+        """What is written of a raw record, as `read` gives it.
+
+        Raises:
+          UserError: the target cannot hold it.
+        """
+        dropped = [name for name in self.drop if name in record]
+        kept = {k: v for k, v in record.items() if k not in dropped}
+        try:
+            return self.target.fit(kept), "", dropped
+        except BadRecord as error:
+            return None, str(error), []
 
     def sample(self) -> tuple[list[dict[str, Any]], int]:
         """About `SAMPLE` records that are written, evenly from everywhere, and how many were looked at.
@@ -108,6 +119,15 @@ class Records:
         self._filter = make_filter(self._entry.get("filter"), self._name)
         seed = self._shuffle
         self._order = None if seed is None else Order([len(self._source)], [1.0], seed)
+
+
+def as_json(value: Any) -> Any:
+    """What JSON makes of a plan. A set becomes a sorted list: its own order differs from process to process."""
+
+    def plain(found: Any) -> Any:
+        return sorted(found, key=repr) if isinstance(found, set | frozenset) else repr(found)
+
+    return json.loads(json.dumps(value, default=plain))
 
 
 def fingerprint(records: Sequence[Mapping[str, Any]]) -> str:
@@ -177,7 +197,7 @@ class Folder:
 
     def __init__(self, path: Path, plan: Mapping[str, Any], notes: Mapping[str, Any]):
         self.path = path
-        self._head = {"plan": json.loads(json.dumps(plan, default=repr)), **notes}
+        self._head = {"plan": as_json(plan), **notes}
         old = _read_summary(path)
         if old is not None and old["plan"] != self._head["plan"]:
             mine = self._head["plan"]

@@ -83,7 +83,7 @@ class Stream:
                     f"The source {name!r} has the weight {entry['weight']!r}, but a weight must be above 0; "
                     "leave out a source that is not to be read."
                 )
-            check_box_format(entry.get("box_format", "xyxy"), name)
+            check_box_format(entry.get("box_format", "xyxy"), f"the source {name!r}")
         self.names = list(entries)
         self.sources = [make_source(entry, name) for name, entry in entries.items()]
         weights = [entry.get("weight", 1.0) for entry in entries.values()]

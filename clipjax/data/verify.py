@@ -91,7 +91,7 @@ class Check:
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], policy: Any, hashes: bool):
-        check_box_format(entry.get("box_format", "xyxy"), name)
+        check_box_format(entry.get("box_format", "xyxy"), f"the source {name!r}")
         self._name, self._entry, self._policy, self._hashes = name, dict(entry), policy, hashes
 
     @functools.cached_property

@@ -49,14 +49,24 @@ class Classes:
         """Names by label, given all labels that occur."""
         return self._names or {label: [label] for label in sorted(set(labels))}
 
-    def index(self, label: Any, number: dict[str, int], where: str) -> int:
-        """Which class a label means.
+    def indices(
+        self, labels: Sequence[Any], records: Sequence[int], names: Iterable[str]
+    ) -> np.ndarray:
+        """Which classes labels mean, int64 [N].
 
         Args:
-            label: of a picture or region.
-            number: the place of each of `names`.
-            where: the label was found, for the error.
+            labels: of N pictures or regions.
+            records: index of the record that each is of, for errors.
+            names: of all classes, as `names` gives them.
+
+        Raises:
+            UserError: a label that is no class.
         """
+        number = {name: i for i, name in enumerate(names)}
+        pairs = zip(labels, records, strict=True)
+        return np.array([self._index(label, number, record) for label, record in pairs], np.int64)
+
+    def _index(self, label: Any, number: dict[str, int], record: int) -> int:
         is_index = isinstance(label, (int, np.integer))
         if is_index and self._by_index:
             if 0 <= label < len(number):
@@ -64,7 +74,7 @@ class Classes:
         elif str(label) in number:  # the keys of a mapping read from JSON are strings
             return number[str(label)]
         raise UserError(
-            f"{where} of evaluator {self._evaluator!r} has the label {label!r}, "
+            f"Record {record} of evaluator {self._evaluator!r} has the label {label!r}, "
             f"which is none of its {len(number)} classes."
         )
 

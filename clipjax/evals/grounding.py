@@ -10,7 +10,7 @@ from clipjax.evals import metrics
 from clipjax.evals.region_gallery import SPREAD_NOTE
 from clipjax.evals.regions import Reader, RegionEncoder, Regions, first_text
 from clipjax.evals.templates import text_hash
-from clipjax.report_regions import Found, GroundingGallery
+from clipjax.pages.region_galleries import Found, GroundingGallery
 
 
 class Grounding:
@@ -71,8 +71,7 @@ class Grounding:
         mean_4 = np.concatenate(right).mean(axis=0)
         self.protocol = {
             "kind": "grounding",
-            "records": len(self._reader.source),
-            **self._reader.counts,
+            **self._reader.protocol(),
             "texts": len(texts),
             "texts_sha256": text_hash(texts),
             "text_field": self._text_field,
@@ -98,7 +97,9 @@ class Grounding:
     def _ground(
         self, params: Any, found: Sequence[Regions], asked: Sequence[dict[str, np.ndarray]]
     ) -> list[np.ndarray]:
-        boxes = self._encoder.ground(params, [one.image for one in found], [*map(list, asked)])
+        images = [one.image for one in found]
+        with self._reader.naming(found):
+            boxes = self._encoder.ground(params, images, [*map(list, asked)])
         if not all(np.isfinite(boxes_Mx4).all() for boxes_Mx4 in boxes):
             raise UserError(
                 "The boxes are not all finite: the model has diverged; use an earlier checkpoint."

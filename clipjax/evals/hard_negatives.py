@@ -8,7 +8,14 @@ import numpy as np
 from clipjax.data.bad import BadRecord
 from clipjax.errors import UserError
 from clipjax.evals import metrics
-from clipjax.evals.records import Encoder, chunks, embed_texts, pictures_of
+from clipjax.evals.records import (
+    Encoder,
+    check_source,
+    chunks,
+    field_of,
+    naming_records,
+    pictures_of,
+)
 from clipjax.evals.templates import text_hash
 
 
@@ -21,13 +28,15 @@ class _Negative(NamedTuple):
 class HardNegatives:
     """Share of wrong captions that are farther from a picture than the right caption; ties count half.
 
-    The protocol of ARO and SugarCrepe (Yuksekgonul et al. 2023; Hsieh et al. 2023), by kind of mistake. Every picture
-    of a record counts with every wrong caption.
+    The protocol of SugarCrepe (Hsieh et al. 2023), by kind of mistake. Every picture of a record counts with every
+    wrong caption. Sets with several wrong captions a picture, of which ARO (Yuksekgonul et al. 2023) wants all to be
+    farther, get a higher number here, because pairs count one by one.
 
     Args:
         name: the evaluator's name, which prefixes its metrics.
         source: records with `image`, right captions, and wrong ones: `negative_field`, strings; optionally
-            `negative_of`, which caption each was made of (without it, there must be one), and `negative_kinds`.
+            `negative_of`, which caption each was made of (without it, there must be one), and `negative_kinds`. A
+            record with one wrong caption may have plain values in place of lists.
         encoder: the model's encoder.
         text_field: which field of a record holds its right captions.
         negative_field: which holds the wrong ones; a record may have none.
@@ -48,8 +57,7 @@ class HardNegatives:
         negative_field: str = "hard_negatives",
         chunk: int = 256,
     ):
-        if not len(source):
-            raise UserError(f"The source of evaluator {name!r} is empty.")
+        check_source(name, source)
         self.name = name
         self.protocol: dict[str, Any] = {}
         self._source, self._encoder, self._chunk = source, encoder, chunk
@@ -64,15 +72,18 @@ class HardNegatives:
         pictures = records = 0
         for some in chunks(range(len(self._source)), self._chunk):
             images: list[Any] = []
+            owners: list[int] = []
             pairs: list[tuple[int, _Negative]] = []
-            for candidates, negatives in self._records(some):
+            for index, candidates, negatives in self._records(some):
                 records += 1
                 for image in candidates if negatives else ():
                     pairs += [(len(images), negative) for negative in negatives]
                     images.append(image)
+                    owners.append(index)
             if pairs:
                 pictures += len(images)
-                hits.append(self._hits(params, images, pairs))
+                with naming_records(self.name, owners):
+                    hits.append(self._hits(params, images, pairs))
                 kinds += [negative.kind for _, negative in pairs]
                 wrong += [negative.wrong for _, negative in pairs]
         if not hits:
@@ -106,46 +117,48 @@ class HardNegatives:
         texts = list(dict.fromkeys(t for _, n in pairs for t in (n.right, n.wrong)))
         number = {text: i for i, text in enumerate(texts)}
         image_PxD = self._encoder.images(params, images)
-        text_TxD = embed_texts(self._encoder, params, texts, len(texts))
+        text_TxD = self._encoder.texts(params, texts)
         return metrics.pair_hits(
             image_PxD[[place for place, _ in pairs]],
             text_TxD[[number[negative.right] for _, negative in pairs]],
             text_TxD[[number[negative.wrong] for _, negative in pairs]],
         )
 
-    def _records(self, indices: Sequence[int]) -> Iterator[tuple[list[Any], list[_Negative]]]:
-        """Pictures and wrong captions of each record that the source can give."""
+    def _records(self, indices: Sequence[int]) -> Iterator[tuple[int, list[Any], list[_Negative]]]:
+        """Index, pictures and wrong captions of each record that the source can give."""
         for index in indices:
             try:
                 record = self._source[index]
             except BadRecord:
                 continue
-            yield pictures_of(record), self._negatives(index, record)
+            negatives = self._negatives(index, record)
+            yield index, pictures_of(record), negatives
 
     def _negatives(self, index: int, record: dict[str, Any]) -> list[_Negative]:
         where = f"Record {index} of evaluator {self.name!r}"
-        for field in (self._text_field, self._negative_field):
-            if field not in record:
-                raise UserError(
-                    f"{where} has no field {field!r}; its fields are {', '.join(sorted(record))}."
-                )
-        right = _strings(record[self._text_field])
-        wrong = _strings(record[self._negative_field])
-        kinds = record.get("negative_kinds", [None] * len(wrong))
+        field_of(record, "image", where)
+        right = _strings(field_of(record, self._text_field, where), self._text_field, where)
+        wrong = _strings(field_of(record, self._negative_field, where), self._negative_field, where)
+        kinds = record.get("negative_kinds")
+        kinds = [None] * len(wrong) if kinds is None else _strings(kinds, "negative_kinds", where)
         of = record.get("negative_of")
         if of is None and wrong and len(right) != 1:
             raise UserError(
                 f"{where} has {len(right)} right captions and no 'negative_of', which says of which a wrong one is."
             )
-        of = [0] * len(wrong) if of is None else of
+        of = [0] * len(wrong) if of is None else np.atleast_1d(of).tolist()
         if len(kinds) != len(wrong) or len(of) != len(wrong):
             raise UserError(
                 f"{where} has {len(wrong)} wrong captions, {len(kinds)} kinds and {len(of)} places of right ones."
             )
-        if any(not 0 <= place < len(right) for place in of):
+        if any(not isinstance(place, int) or not 0 <= place < len(right) for place in of):
             raise UserError(f"{where} has a 'negative_of' that is none of its captions.")
         return [_Negative(w, right[o], k) for w, o, k in zip(wrong, of, kinds, strict=True)]
 
 
-def _strings(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def _strings(value: Any, field: str, where: str) -> list[str]:
+    """A string, a list of them, or None, as a list."""
+    found = [] if value is None else np.atleast_1d(np.asarray(value, object)).tolist()
+    if not all(isinstance(text, str) for text in found):
+        raise UserError(f"{where} has in {field!r} neither a string nor a list of strings.")
+    return found

@@ -1,11 +1,13 @@
 """What evaluators share in reading records: pictures, texts, and embedding them in chunks."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from clipjax.errors import UserError
+from clipjax.data.bad import BadRecord
+from clipjax.errors import PictureError, UserError
 
 
 class Encoder(Protocol):
@@ -18,6 +20,38 @@ class Encoder(Protocol):
     def texts(self, params: Any, texts: Sequence[str]) -> np.ndarray:
         """Float32 [n, D], L2-normalised."""
         ...
+
+
+def check_source(name: str, source: Sequence[Any]) -> None:
+    """Refuses an empty source of evaluator `name`."""
+    if not len(source):
+        raise UserError(f"The source of evaluator {name!r} is empty.")
+
+
+def field_of(record: dict[str, Any], field: str, where: str) -> Any:
+    """A field of a record; UserError if it has none, with those that it has."""
+    if field not in record:
+        raise UserError(
+            f"{where} has no field {field!r}; its fields are {', '.join(sorted(record))}."
+        )
+    return record[field]
+
+
+@contextlib.contextmanager
+def naming_records(name: str, records: Sequence[int]) -> Iterator[None]:
+    """Within it, a picture that cannot be used is named by the record of evaluator `name` that has it.
+
+    Args:
+        name: of the evaluator.
+        records: index of the record of each picture that the encoder is given.
+    """
+    try:
+        yield
+    except PictureError as error:
+        record = records[error.place]
+        raise UserError(
+            f"The picture of record {record} of evaluator {name!r} cannot be used: {error.reason}."
+        ) from error
 
 
 def pictures_of(record: dict[str, Any]) -> list[Any]:
@@ -34,11 +68,7 @@ def texts_of(record: dict[str, Any], fields: Sequence[str], where: str) -> list[
     """
     found: dict[str, None] = {}
     for field in fields:
-        if field not in record:
-            raise UserError(
-                f"{where} has no field {field!r}; its fields are {', '.join(sorted(record))}."
-            )
-        value = record[field]
+        value = field_of(record, field, where)
         for text in [value] if isinstance(value, str) else value:
             if text.strip():
                 found[text] = None
@@ -53,6 +83,7 @@ def embed_records(
     source: Sequence[dict[str, Any]],
     visit: Callable[[int, dict[str, Any]], None],
     chunk: int,
+    name: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeds every picture of every record in one pass over the source.
 
@@ -62,22 +93,39 @@ def embed_records(
         source: records.
         visit: called once for each record, with its index, as it goes by.
         chunk: pictures handed to the encoder at once; only those are in memory.
+        name: of the evaluator, for errors.
 
     Returns:
         float32 embeddings [P, D] and int64 record indices [P].
+
+    Raises:
+        UserError: a record, or one of its pictures, cannot be used.
     """
-    embeddings, owners, waiting = [], [], []
+    embeddings: list[np.ndarray] = []
+    owners: list[int] = []
+    waiting: list[Any] = []
+
+    def embed(pictures: list[Any]) -> None:
+        start = len(owners) - len(waiting)
+        with naming_records(name, owners[start : start + len(pictures)]):
+            embeddings.append(encoder.images(params, pictures))
+
     for index in range(len(source)):
-        record = source[index]
+        try:
+            record = source[index]
+        except BadRecord as error:
+            raise UserError(
+                f"Record {index} of evaluator {name!r} cannot be used: {error}."
+            ) from error
         visit(index, record)
         pictures = pictures_of(record)
         owners += [index] * len(pictures)
         waiting += pictures
         while len(waiting) >= chunk:
-            embeddings.append(encoder.images(params, waiting[:chunk]))
+            embed(waiting[:chunk])
             del waiting[:chunk]
     if waiting:
-        embeddings.append(encoder.images(params, waiting))
+        embed(waiting)
     return np.concatenate(embeddings), np.array(owners, dtype=np.int64)
 
 

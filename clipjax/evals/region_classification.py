@@ -8,8 +8,8 @@ import numpy as np
 from clipjax.evals import metrics
 from clipjax.evals.classes import Classes, chance
 from clipjax.evals.region_gallery import GALLERY_NOTE, nearest_texts
-from clipjax.evals.regions import Reader, RegionEncoder, embed_regions
-from clipjax.report_regions import RegionGallery
+from clipjax.evals.regions import Reader, RegionEncoder
+from clipjax.pages.region_galleries import RegionGallery
 
 
 class RegionClassification:
@@ -49,7 +49,7 @@ class RegionClassification:
         encoder.check_regions(how)
         self.name = name
         self.protocol: dict[str, Any] = {}
-        self._encoder, self._how, self._chunk = encoder, how, chunk
+        self._encoder, self._chunk = encoder, chunk
         self._label_field = label_field
         self._classes = Classes(name, classes, templates)
         self._reader = Reader(
@@ -69,26 +69,18 @@ class RegionClassification:
         records: list[int] = []
         parts = []
         for found in self._reader:
-            parts.append(embed_regions(self._encoder, params, found, self._how))
+            parts.append(self._reader.embed(params, found))
             for one in found:
                 labels += one.values
                 records += [one.record] * len(one.values)
         names = self._classes.names(labels)
-        number = {label: i for i, label in enumerate(names)}
-        labels_R = np.array(
-            [
-                self._classes.index(label, number, f"Record {record}")
-                for label, record in zip(labels, records, strict=True)
-            ]
-        )
+        labels_R = self._classes.indices(labels, records, names)
         class_CxD = self._classifier(params, names)
         result = metrics.nearest_class_metrics(np.concatenate(parts), class_CxD, labels_R)
         result = {"mAcc": result.pop("mean_per_class"), **result}
         self.protocol = {
             "kind": "region_classification",
-            "how": self._how,
-            "records": len(self._reader.source),
-            **self._reader.counts,
+            **self._reader.protocol(),
             "classes_occurring": len(np.unique(labels_R)),
             **self._classes.protocol(names),
             "label_field": self._label_field,
@@ -104,15 +96,12 @@ class RegionClassification:
             else []
         )
         names = self._classes.names(labels)
-        number = {label: i for i, label in enumerate(names)}
         shown = [group[0] for group in names.values()]
         class_CxD = self._classifier(params, names)
         pictures = []
         for one in self._reader.spread(n):
-            region_MxD = embed_regions(self._encoder, params, [one], self._how)
-            right = [
-                self._classes.index(label, number, f"Record {one.record}") for label in one.values
-            ]
+            region_MxD = self._reader.embed(params, [one])
+            right = self._classes.indices(one.values, [one.record] * len(one.values), names)
             pictures.append((one.image, nearest_texts(one, region_MxD, class_CxD, shown, right)))
         return [RegionGallery(f"{self.name}: classes for a region", pictures, GALLERY_NOTE)]
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from clipjax.evals import metrics
 from clipjax.evals.regions import Regions
-from clipjax.report_gallery import Answer
-from clipjax.report_regions import Region
+from clipjax.pages.pictures import Answer
+from clipjax.pages.region_galleries import Region
 
 SPREAD_NOTE = "Pictures are evenly spaced through the set, not chosen."
 GALLERY_NOTE = f"{SPREAD_NOTE} Numbers are cosine similarities."

@@ -8,9 +8,9 @@ import numpy as np
 from clipjax.evals import metrics
 from clipjax.evals.records import embed_texts
 from clipjax.evals.region_gallery import GALLERY_NOTE, nearest_texts
-from clipjax.evals.regions import Reader, RegionEncoder, Regions, embed_regions, first_text
+from clipjax.evals.regions import Reader, RegionEncoder, Regions, first_text
 from clipjax.evals.templates import text_hash
-from clipjax.report_regions import RegionGallery
+from clipjax.pages.region_galleries import RegionGallery
 
 
 class RegionRetrieval:
@@ -51,7 +51,7 @@ class RegionRetrieval:
         encoder.check_regions(how)
         self.name = name
         self.protocol: dict[str, Any] = {}
-        self._encoder, self._how, self._chunk = encoder, how, chunk
+        self._encoder, self._chunk = encoder, chunk
         self._text_field, self._merge = text_field, merge_duplicates
         self._reader = Reader(
             name,
@@ -68,7 +68,7 @@ class RegionRetrieval:
         """Returns `region_to_text/R@k` and `text_to_region/R@k`, in [0, 1]."""
         gallery, parts = _Texts(self._merge), []
         for found in self._reader:
-            parts.append(embed_regions(self._encoder, params, found, self._how))
+            parts.append(self._reader.embed(params, found))
             gallery.add(found)
         region_RxD = np.concatenate(parts)
         text_TxD = embed_texts(self._encoder, params, gallery.texts, self._chunk)
@@ -76,9 +76,7 @@ class RegionRetrieval:
         right_texts, right_regions = gallery.text_of_region, gallery.regions_of_text
         self.protocol = {
             "kind": "region_retrieval",
-            "how": self._how,
-            "records": len(self._reader.source),
-            **self._reader.counts,
+            **self._reader.protocol(),
             "texts": texts,
             "texts_sha256": text_hash(gallery.texts),
             "text_field": self._text_field,
@@ -102,7 +100,7 @@ class RegionRetrieval:
         number = {text: i for i, text in enumerate(gallery.texts)}
         pictures = []
         for one in self._reader.spread(n):
-            region_MxD = embed_regions(self._encoder, params, [one], self._how)
+            region_MxD = self._reader.embed(params, [one])
             right = [number[text] for text in one.values]
             regions = nearest_texts(one, region_MxD, text_TxD, gallery.texts, right)
             pictures.append((one.image, regions))

@@ -1,5 +1,6 @@
 """What evaluators of regions share: reading a record's boxes and what belongs to each, in one pass over a source."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -7,9 +8,9 @@ import numpy as np
 
 from clipjax.data.bad import BadRecord
 from clipjax.data.images import upright_size
-from clipjax.data.regions import alternatives, check_box_format, fractions
+from clipjax.data.regions import alternatives, check_box_format, entries, fractions
 from clipjax.errors import UserError
-from clipjax.evals.records import Encoder, chunks
+from clipjax.evals.records import Encoder, check_source, chunks, field_of, naming_records
 
 
 class RegionEncoder(Encoder, Protocol):
@@ -56,14 +57,15 @@ class Reader:
     """Reads the regions of a source.
 
     What cannot be measured is left out and counted, in `counts`: records that the source cannot give, boxes that the
-    model sees nothing of (no area, or cut off by its preprocessing), regions without a value.
+    model sees nothing of (no area, or cut off by its preprocessing), regions without a value. A picture that cannot be
+    decoded is an error, so that a set is not measured in part without anybody's wish.
 
     Args:
         name: of the evaluator, for errors.
         source: records with one `image`, `boxes` and `field`.
         encoder: the model's encoder.
         field: has one value for each box.
-        value: what an entry of the field means; None: nothing, the region is left out.
+        value: what an entry of the field means, unless it is None; None: nothing, the region is left out.
         how: regions are embedded; decides what the model sees.
         box_format: of the boxes, see clipjax/data/regions.py.
         chunk: records read at once.
@@ -81,9 +83,8 @@ class Reader:
         box_format: str,
         chunk: int,
     ):
-        if not len(source):
-            raise UserError(f"The source of evaluator {name!r} is empty.")
-        check_box_format(box_format, name)
+        check_source(name, source)
+        check_box_format(box_format, f"evaluator {name!r}")
         self.source, self.counts = source, dict.fromkeys(_COUNTS, 0)
         self._name, self._encoder, self._field, self._value = name, encoder, field, value
         self._how, self._box_format, self._chunk = how, box_format, chunk
@@ -120,6 +121,20 @@ class Reader:
                     break
         return found
 
+    def embed(self, params: Any, found: Sequence[Regions]) -> np.ndarray:
+        """All regions of some records, float32 [R, D]."""
+        images, boxes = [one.image for one in found], [one.boxes_Mx4 for one in found]
+        with self.naming(found):
+            return np.concatenate(self._encoder.regions(params, images, boxes, self._how))
+
+    def naming(self, found: Sequence[Regions]) -> contextlib.AbstractContextManager[None]:
+        """Within it, a picture that cannot be used is named by its record."""
+        return naming_records(self._name, [one.record for one in found])
+
+    def protocol(self) -> dict[str, Any]:
+        """What the numbers depend on: how regions are embedded, and counts of the last pass."""
+        return {"how": self._how, "records": len(self.source), **self.counts}
+
     def _read(self, index: int) -> Regions | None:
         where = f"Record {index} of evaluator {self._name!r}"
         try:
@@ -127,52 +142,42 @@ class Reader:
         except BadRecord:
             self.counts["bad_records"] += 1
             return None
-        for field in ("image", "boxes", self._field):
-            if field not in record:
-                raise UserError(
-                    f"{where} has no field {field!r}; its fields are {', '.join(sorted(record))}."
-                )
-        image = record["image"]
+        image, boxes, values = (
+            field_of(record, field, where) for field in ("image", "boxes", self._field)
+        )
         if isinstance(image, list | tuple):
             raise UserError(f"{where} has several pictures, so its boxes are of none of them.")
         try:
             pixels = self._box_format.endswith("pixels")
             size = upright_size(image) if pixels else (1, 1)
-            boxes_Mx4 = fractions(record["boxes"], self._box_format, size)
-            values = [] if record[self._field] is None else list(record[self._field])
+            boxes_Mx4 = fractions(boxes, self._box_format, size)
+            values = entries(values, self._field)
             if len(values) != len(boxes_Mx4):
                 raise BadRecord(f"{len(boxes_Mx4)} boxes and {len(values)} {self._field}")
-            values = [self._value(value) for value in values]
+            values = [None if value is None else self._value(value) for value in values]
         except BadRecord as error:
             raise UserError(f"{where} cannot be used: {error}.") from error
         exists_M = (boxes_Mx4[:, 2:] > boxes_Mx4[:, :2]).all(axis=1)
         named_M = np.array([value is not None for value in values], bool)
         self.counts["hidden_boxes"] += int((~exists_M).sum())
-        self.counts["regions_without_text"] += int((exists_M & ~named_M).sum())
+        self.counts["unnamed_regions"] += int((exists_M & ~named_M).sum())
         return _kept(Regions(index, image, boxes_Mx4, values), exists_M & named_M)
 
     def _see(self, found: list[Regions]) -> list[Regions]:
         """Leaves out what the model does not see."""
         images, boxes = [one.image for one in found], [one.boxes_Mx4 for one in found]
-        visible = self._encoder.visible(images, boxes, self._how)
+        with self.naming(found):
+            visible = self._encoder.visible(images, boxes, self._how)
         self.counts["hidden_boxes"] += sum(int((~visible_M).sum()) for visible_M in visible)
         return [_kept(one, visible_M) for one, visible_M in zip(found, visible, strict=True)]
 
 
-_COUNTS = ("pictures", "regions", "hidden_boxes", "regions_without_text", "bad_records")
+_COUNTS = ("pictures", "regions", "hidden_boxes", "unnamed_regions", "bad_records")
 
 
 def first_text(value: Any) -> str | None:
     """The text of a region, or the first of several; None if all are blank."""
     return next(iter(alternatives(value)), None)
-
-
-def embed_regions(
-    encoder: RegionEncoder, params: Any, found: Sequence[Regions], how: str
-) -> np.ndarray:
-    """All regions of some records, float32 [R, D]."""
-    images, boxes = [one.image for one in found], [one.boxes_Mx4 for one in found]
-    return np.concatenate(encoder.regions(params, images, boxes, how))
 
 
 def _kept(one: Regions, kept_M: np.ndarray) -> Regions:

@@ -6,11 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.errors import UserError
 from clipjax.evals import metrics
-from clipjax.evals.records import Encoder, embed_records, embed_texts, pictures_of, texts_of
+from clipjax.evals.records import (
+    Encoder,
+    check_source,
+    embed_records,
+    embed_texts,
+    pictures_of,
+    texts_of,
+)
 from clipjax.evals.templates import fill, load_templates, text_hash
-from clipjax.report_gallery import Answer, Gallery, Query
+from clipjax.pages.galleries import Gallery, Query
+from clipjax.pages.pictures import Answer
 
 _TITLES = {"text_to_image": "pictures for a text", "image_to_text": "texts for a picture"}
 
@@ -98,8 +105,7 @@ class Retrieval:
         merge_duplicates: bool = True,
         chunk: int = 1024,
     ):
-        if not len(source):
-            raise UserError(f"The source of evaluator {name!r} is empty.")
+        check_source(name, source)
         self.name, self.source = name, source
         self.protocol: dict[str, Any] = {}
         self._encoder = encoder
@@ -212,7 +218,9 @@ class Retrieval:
                 rows.append(number[key])
             texts_of_record.append(rows)
 
-        image_PxD, record_P = embed_records(self._encoder, params, self.source, visit, self._chunk)
+        image_PxD, record_P = embed_records(
+            self._encoder, params, self.source, visit, self._chunk, self.name
+        )
         prompts = [fill(self._template, text) for text in texts]
         text_TxD = embed_texts(self._encoder, params, prompts, self._chunk)
         pictures_of_text: list[list[int]] = [[] for _ in texts]

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.errors import UserError
 from clipjax.evals import metrics
 from clipjax.evals.classes import Classes, chance
-from clipjax.evals.records import Encoder, embed_records
+from clipjax.evals.records import Encoder, check_source, embed_records, field_of
 
 
 class ZeroShot:
@@ -41,8 +40,7 @@ class ZeroShot:
         label_field: str = "label",
         chunk: int = 1024,
     ):
-        if not len(source):
-            raise UserError(f"The source of evaluator {name!r} is empty.")
+        check_source(name, source)
         self.name = name
         self.protocol: dict[str, Any] = {}
         self._source, self._encoder = source, encoder
@@ -59,12 +57,10 @@ class ZeroShot:
             self._source,
             lambda index, record: labels.append(self._label(index, record)),
             self._chunk,
+            self.name,
         )
         names = self._classes.names(labels)
-        number = {label: i for i, label in enumerate(names)}
-        labels_P = np.array(
-            [self._classes.index(labels[r], number, f"Record {r}") for r in record_P]
-        )
+        labels_P = self._classes.indices([labels[r] for r in record_P], record_P, names)
         result = metrics.nearest_class_metrics(
             image_PxD, self.classifier(params, list(names.values())), labels_P
         )
@@ -84,9 +80,5 @@ class ZeroShot:
         return self._classes.classifier(self._encoder, params, names, self._chunk)
 
     def _label(self, index: int, record: dict[str, Any]) -> Any:
-        if self._label_field not in record:
-            raise UserError(
-                f"Record {index} of evaluator {self.name!r} has no field {self._label_field!r}; "
-                f"its fields are {', '.join(sorted(record))}: set label_field."
-            )
-        return self._classes.check(record[self._label_field])
+        where = f"Record {index} of evaluator {self.name!r}"
+        return self._classes.check(field_of(record, self._label_field, where))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipjax.errors import UserError
-from clipjax.losses import inputs
+from clipjax.losses.annotated import annotated
 
 
 def grounding(
@@ -67,6 +67,6 @@ def region_grounding(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`grounding` as an entry of a config's losses, times the share of images that have a region (`annotated`)."""
     del mesh  # sums over global arrays
-    annotated = inputs.annotated(outputs, batch, "grounding", ("grounded_boxes",))
+    share = annotated(outputs, batch, "grounding", ("grounded_boxes",))
     loss, metrics = grounding(outputs["grounded_boxes"], batch["boxes"], batch["region_mask"])
-    return annotated * loss, metrics | {"annotated": annotated}
+    return share * loss, metrics | {"annotated": share}

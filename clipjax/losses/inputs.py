@@ -1,7 +1,5 @@
 """What both contrastive losses take: checked in one place, with one sentence for what does not fit."""
 
-from collections.abc import Iterable, Mapping
-
 import jax
 import jax.numpy as jnp
 
@@ -55,33 +53,3 @@ def captions(text_BxKxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     batch, count, width = text_BxKxD.shape
     number_B = jnp.arange(batch, dtype=jnp.int32)
     return text_BxKxD.reshape(-1, width), number_B, jnp.repeat(number_B, count)
-
-
-def annotated(
-    outputs: Mapping[str, jax.Array],
-    batch: Mapping[str, jax.Array],
-    loss: str,
-    needs: Iterable[str],
-) -> jax.Array:
-    """The share of the batch's images that have a region, a float32 scalar.
-
-    Raises:
-      UserError: a batch without regions, or a model without the outputs that the loss needs.
-    """
-    for field in ("region_mask", "boxes"):
-        if field not in batch:
-            raise UserError(
-                f"The loss {loss!r} needs {field!r} in the batch; set config.data.regions.count (CLOC: 4) "
-                "and read a source that has regions."
-            )
-    for name in needs:
-        if name not in outputs:
-            raise UserError(
-                f"The loss {loss!r} needs the model's output {name!r}; set config.model.kind = 'region_dual_encoder'"
-                + (
-                    " with config.model.regions.kind = 'prompter'."
-                    if name == "grounded_boxes"
-                    else "."
-                )
-            )
-    return jnp.mean(jnp.any(batch["region_mask"] != 0, axis=1), dtype=jnp.float32)

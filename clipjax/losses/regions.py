@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipjax.errors import UserError
-from clipjax.losses import inputs
+from clipjax.losses.annotated import annotated
 from clipjax.losses.softmax import softmax_contrastive
 from clipjax.losses.targets import Diagonal, Info, diagonal
 
@@ -81,14 +81,22 @@ def region_contrastive(
       and, with a filter, `conflicts`: how many texts are left out of a region's denominator, on average.
 
     Raises:
-      UserError: shapes that differ, a batch that does not divide over the mesh, an unknown layout.
+      UserError: shapes that differ or are empty, a threshold that is no number, a batch that does not divide over the
+        mesh, an unknown layout.
     """
+    if isinstance(conflict_threshold, bool) or not isinstance(conflict_threshold, int | float):
+        raise UserError(f"conflict_threshold must be a number, not {conflict_threshold!r}.")
     region_BxMxD, text_BxMxD = (jnp.asarray(x, jnp.float32) for x in (region_BxMxD, text_BxMxD))
     mask_BxM = jnp.asarray(mask_BxM) != 0
     shapes = [list(x.shape) for x in (region_BxMxD, text_BxMxD, mask_BxM)]
-    if region_BxMxD.ndim != 3 or shapes[0] != shapes[1] or shapes[0][:2] != shapes[2]:
+    if (
+        region_BxMxD.ndim != 3
+        or shapes[0] != shapes[1]
+        or shapes[0][:2] != shapes[2]
+        or not mask_BxM.size
+    ):
         raise UserError(
-            "The region loss takes regions and texts [B, M, D] and a mask [B, M], "
+            "The region loss takes regions and texts [B, M, D] and a mask [B, M] that are not empty, "
             f"not {shapes[0]}, {shapes[1]} and {shapes[2]}."
         )
     mask_R = mask_BxM.reshape(-1)
@@ -135,7 +143,7 @@ def region_softmax(
     That share is CLOC's lambda without its factor, which is the entry's weight; it is the metric `annotated`.
     """
     needs = ("region_embedding", "region_text_embedding", "logit_scale")
-    annotated = inputs.annotated(outputs, batch, "region_softmax", needs)
+    share = annotated(outputs, batch, "region_softmax", needs)
     loss, metrics = region_contrastive(
         outputs["region_embedding"],
         outputs["region_text_embedding"],
@@ -147,4 +155,4 @@ def region_softmax(
         block_size=block_size,
         precision=precision,
     )
-    return annotated * loss, metrics | {"annotated": annotated}
+    return share * loss, metrics | {"annotated": share}

@@ -102,7 +102,7 @@ def model_section(
     `quantize` None or a kind of `quantize.KINDS`; all three are for both towers. See docs/precision.md.
 
     Raises:
-      UserError: no such kind or setting, or a tower that this kind of model has no place for.
+      UserError: no such kind or setting, or a part that this kind of model has no place for.
     """
     result = section(kind, MODELS, "model", **({"dtype": "auto"} | settings))
     given = {"image": image, "text": text, "regions": regions}

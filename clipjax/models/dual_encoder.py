@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.models.heads import Projection, image_outputs, l2_normalise, text_outputs
+from clipjax.errors import UserError
+from clipjax.models.grid import square_grid
+from clipjax.models.heads import (
+    Projection,
+    image_outputs,
+    l2_normalise,
+    normalise_pixels,
+    text_outputs,
+)
 from clipjax.models.layers import parameter
 from clipjax.models.roi_align import roi_align
 
@@ -81,12 +89,19 @@ class DualEncoder(nn.Module):
           batch: `image`, and `boxes` [B,M,4].
 
         Returns:
-          float32 [B,M,D], L2-normalised. Where pooling is more than an average (a class token, attention), the image
-          projection has not seen such vectors.
+          float32 [B,M,D], L2-normalised. Where pooling is more than an average (a class token, attention, a norm
+          behind it), the image projection has not seen such vectors.
 
         Raises:
-          UserError: the tower's tokens are no square grid.
+          UserError: the tower's tokens are no square grid, or not as wide as what it pools (a ResNet's).
         """
-        outputs = image_outputs(self.image, self.image_head, batch, None, self.mean, self.std)
-        pooled = roi_align(outputs["image_tokens"], batch["boxes"])
-        return l2_normalise(self.image_head(pooled))
+        shape = {"image_shape": batch["image_shape"]} if "image_shape" in batch else {}
+        pixels = normalise_pixels(batch["image"], self.mean, self.std)
+        whole, tokens = self.image(pixels, sample_seed=None, **shape)
+        grid = square_grid(self.image, tokens.shape[1])
+        if grid is None or tokens.shape[-1] != whole.shape[-1]:
+            raise UserError(
+                f"This image tower's {tokens.shape[1]} tokens of width {tokens.shape[-1]} are not what its projection "
+                "takes, or no square grid; embed regions with how='crop'."
+            )
+        return l2_normalise(self.image_head(roi_align(tokens, batch["boxes"], grid)))

@@ -12,8 +12,7 @@ with F = 4 W about a third. The numbers are those of the plain layer (`tests/mod
 """
 
 import functools
-import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from flax import linen as nn
 
 from clipjax.errors import UserError
 from clipjax.models.boxes import encode_corners, encode_grid
+from clipjax.models.grid import SQUARE
 from clipjax.models.heads import Projection
 from clipjax.models.layers import Dense, LayerNorm, activation, parameter
 from clipjax.models.transformer import REMAT
@@ -61,7 +61,8 @@ class Prompter(nn.Module):
     Cost, forward, for P prompts an image (2 M with grounding): 2 N (4 W W + 2 N W) + 2 P N W F FLOPs an image beside
     what the few prompt tokens cost; with ViT-B/16 at 224 px (N = 196, W = 768, F = 3072) a prompt is a fortieth of the
     ViT. Memory: N x N attention weights and six N x W arrays an image, and with remat="full" the N x F hidden layer of
-    one prompt at a time. Nothing is communicated that a transformer layer would not.
+    one prompt at a time. Communication: the gradients of the MLP's first product and of the norm before it are summed
+    over devices once a prompt (F W numbers), where a transformer layer sums them once; all else as there.
 
     Attributes:
       mlp_ratio: hidden width F of the MLP over the tower's width W.
@@ -72,6 +73,8 @@ class Prompter(nn.Module):
       token_positions: whether the code of corners is also added to the image tokens, at their patches' centres, as SAM
         does (Kirillov et al. 2023). Not in the paper, whose tower must learn to say where a token is.
     """
+
+    takes_texts: ClassVar[bool] = True  # so there is a grounded box of each text
 
     mlp_ratio: float = 4.0
     activation: str = "gelu"
@@ -88,6 +91,7 @@ class Prompter(nn.Module):
         tokens_BxNxW: jax.Array,
         embed_dim: int,
         *,
+        grid: int | None = None,
         boxes_BxMx4: jax.Array | None = None,
         text_BxMxD: jax.Array | None = None,
         real_BxN: jax.Array | None = None,
@@ -97,6 +101,7 @@ class Prompter(nn.Module):
         Args:
           tokens_BxNxW: the image tower's tokens before pooling, in any order.
           embed_dim: width D of the shared space.
+          grid: patches on a side of the square grid that the tokens are, row by row; None: they are none.
           boxes_BxMx4: x1, y1, x2, y2 as fractions of the frame; None: no boxes.
           text_BxMxD: embeddings of texts; None: no texts.
           real_BxN: False where a token is padding.
@@ -104,6 +109,9 @@ class Prompter(nn.Module):
         Returns:
           Embeddings of the boxes [B, M, D], not normalised, and the boxes of the texts [B, M, 4], not clipped; None for
           what was not asked for.
+
+        Raises:
+          UserError: `token_positions` without a grid.
         """
         width = tokens_BxNxW.shape[-1]
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
@@ -120,7 +128,9 @@ class Prompter(nn.Module):
         norm = LayerNorm(self.eps, name="norm_post", **dtypes)
         project = Projection("linear", embed_dim, name="projection", **dtypes)
         if self.token_positions:
-            tokens_BxNxW = tokens_BxNxW + self._positions(tokens_BxNxW.shape, real_BxN)
+            if grid is None:
+                raise UserError(f"model.regions.token_positions needs {SQUARE}")
+            tokens_BxNxW = tokens_BxNxW + encode_grid(grid, width)
         image = layer.image(tokens_BxNxW.astype(self.dtype), real_BxN)
 
         def embed(prompt_BxPxTxW: jax.Array) -> jax.Array:
@@ -143,15 +153,6 @@ class Prompter(nn.Module):
             found = Dense(4, ("mlp", None), embed_dim**-0.5, name="box_out", **dtypes)(hidden)
             found = found.astype(jnp.float32)
         return regions, found
-
-    def _positions(self, shape: tuple[int, ...], real_BxN: jax.Array | None) -> jax.Array:
-        side = math.isqrt(shape[1])
-        if side**2 != shape[1] or real_BxN is not None:
-            raise UserError(
-                f"token_positions needs a square grid of patches, not {shape[1]} tokens; it goes with square pictures, "
-                "without patch_dropout."
-            )
-        return encode_grid(side, shape[2])
 
 
 class _Layer(nn.Module):

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from clipjax.errors import UserError
 from clipjax.models.dual_encoder import DualEncoder
+from clipjax.models.grid import square_grid
 from clipjax.models.heads import l2_normalise, text_outputs
 from clipjax.models.naflex import real_patches
 
@@ -18,8 +19,8 @@ class RegionDualEncoder(DualEncoder, kw_only=True):
     The image tower runs once a picture, whatever the number of regions; region texts go through the text tower.
 
     Attributes:
-      regions: module `(tokens_BxNxW, embed_dim, boxes_BxMx4=, text_BxMxD=, real_BxN=) -> (regions_BxMxD, boxes_BxMx4)`,
-        such as `Prompter`.
+      regions: module `(tokens_BxNxW, embed_dim, grid=, boxes_BxMx4=, text_BxMxD=, real_BxN=) -> (regions_BxMxD,
+        boxes_BxMx4)`, such as `Prompter`.
     """
 
     regions: nn.Module
@@ -56,6 +57,7 @@ class RegionDualEncoder(DualEncoder, kw_only=True):
             found, boxes = self.regions(
                 tokens,
                 self.embed_dim,
+                grid=square_grid(self.image, tokens.shape[1], train),
                 boxes_BxMx4=batch.get("boxes"),
                 text_BxMxD=text,
                 real_BxN=real,

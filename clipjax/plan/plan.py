@@ -229,10 +229,10 @@ def variations(config: ConfigDict, topology: Topology) -> list[list[str]]:
         for tensor in (1, 4):
             if count % (fsdp * tensor) == 0:
                 meshes.append((count // fsdp // tensor, fsdp, tensor))
-    towers = [part for part, section in model_parts(config.model) if "remat" in section]
+    parts = [part for part, section in model_parts(config.model) if "remat" in section]
     return [
         [f"mesh.data={d}", f"mesh.fsdp={f}", f"mesh.tensor={t}"]
-        + [f"model.{tower}.remat={policy}" for tower in towers]
+        + [f"model.{part}.remat={policy}" for part in parts]
         for d, f, t in meshes
         for policy in ("none", "dots", "full")
     ]

@@ -4,7 +4,7 @@ Counted from traced programs (clipjax/flops.py): the towers and the region head 
 losses over the global batch with their gradients. Nothing is compiled, and nothing is repeated for memory's sake.
 """
 
-import sys
+import argparse
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from clipjax.batch import example_batch
 from clipjax.config import load_config
 from clipjax.defaults import base_config
+from clipjax.errors import UserError
 from clipjax.flops import count
 from clipjax.losses import grounding, region_contrastive, softmax_contrastive
 from clipjax.models import make_model
@@ -68,9 +69,20 @@ def losses(config) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Prints a Markdown table."""
-    config = load_config(sys.argv[1], base_config(), sys.argv[2:])
+def main(arguments: list[str] | None = None) -> None:
+    """Prints a Markdown table; exits with status 2 on a user's mistake."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="FILE[:arg]", help="of a run with regions")
+    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="of the config")
+    args = parser.parse_args(arguments)
+    try:
+        config = load_config(args.config, base_config(), args.overrides)
+        if not config.data.regions.count:
+            raise UserError(f"The config {args.config!r} has no regions (data.regions.count is 0).")
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
     found = parts(config)
     total = sum(found.values())
     print("| part | GFLOPs a sample | of the step |\n|---|---|---|")

@@ -43,19 +43,20 @@ class Run(NamedTuple):
 
 
 def runs(samples: int, folder: Path) -> list[Run]:
-    """The main comparison, and the ablations at a third of the budget."""
+    """The main comparison, ablations at half of its budget, and one seed at twice of it."""
     found = [
         Run(f"{arm}-{seed}", arm, seed, samples)
         for seed in SEEDS
         for arm in ("cloc", "roi_align", "clip")
     ]
     found += [
-        Run(f"third-{arm}", arm, 0, samples // 3)
+        Run(f"half-{arm}", arm, 0, samples // 2)
         for arm in ("cloc", "no_filter", "no_grounding", "no_positions", "m1", "m2")
     ]
+    found += [Run(f"long-{arm}", arm, 0, 2 * samples) for arm in ("cloc", "roi_align", "clip")]
     start = {"": str(folder / "clip-0"), "regions": "fresh"}
     found += [
-        Run(f"third-tuned-{arm}", arm, 0, samples // 3, (f"init={start}",), "clip-0")
+        Run(f"half-tuned-{arm}", arm, 0, samples // 2, (f"init={start}",), "clip-0")
         for arm in ("cloc", "roi_align")
     ]
     return found
@@ -159,8 +160,8 @@ def table(folder: Path) -> str:
     for file in sorted(folder.glob("*/results.json")):
         found = json.loads(file.read_text())
         name = file.parent.name
-        name = name if name.startswith(("third-", "long-")) else name.rsplit("-", 1)[0]
-        for how in ("_roi_align", "_crop") if name.startswith("clip") else ("",):
+        name = name if name.startswith(("half-", "long-")) else name.rsplit("-", 1)[0]
+        for how in ("_roi_align", "_crop") if name.endswith("clip") else ("",):
             groups.setdefault(name + how, []).append(_row(found, how))
     lines = ["| run | seeds | " + " | ".join(c[0] for c in COLUMNS) + " |"]
     lines.append("|---" * (len(COLUMNS) + 2) + "|")

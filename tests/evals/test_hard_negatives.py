@@ -52,6 +52,19 @@ def test_hard_negatives_know_which_caption_they_are_of():
     ):
         with pytest.raises(UserError, match=message):
             HardNegatives("h", [two | change], Planted()).run(None)
+    one = captioned("cat", "a dog", negative_kinds="object", negative_of=0)
+    assert HardNegatives("h", [one], Planted()).run(None) == {"accuracy": 1, "accuracy/object": 1}
+    none = captioned("cat", None, negative_kinds=None, negative_of=None)
+    assert HardNegatives("h", [none, one], Planted()).run(None)["accuracy"] == 1
+    for change, message in (
+        ({"negative_kinds": [3]}, "'negative_kinds' neither a string nor a list"),
+        ({"hard_negatives": [None]}, "'hard_negatives' neither a string nor a list"),
+        ({"negative_of": ["first"]}, "is none of its captions"),
+    ):
+        with pytest.raises(UserError, match=message):
+            HardNegatives("h", [one | change], Planted())
+    with pytest.raises(UserError, match="no field 'image'"):
+        HardNegatives("h", [{k: v for k, v in one.items() if k != "image"}], Planted())
     with pytest.raises(UserError, match="no field 'hard_negatives'"):
         HardNegatives("h", [{"image": record["image"], "text": "a cat"}], Planted())
 

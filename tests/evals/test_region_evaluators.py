@@ -9,12 +9,15 @@ from planted import LEFT, LOW, RIGHT, SIZE, TOP, WORDS, Planted, Same, scene, sc
 
 from clipjax.data.bad import BadRecord
 from clipjax.data.scenes import Scenes
-from clipjax.errors import UserError
+from clipjax.errors import PictureError, UserError
 from clipjax.evals import make_evaluators
 from clipjax.evals.grounding import Grounding
+from clipjax.evals.hard_negatives import HardNegatives
 from clipjax.evals.metrics import box_iou
 from clipjax.evals.region_classification import RegionClassification
 from clipjax.evals.region_retrieval import RegionRetrieval
+from clipjax.evals.retrieval import Retrieval
+from clipjax.evals.zero_shot import ZeroShot
 
 
 def test_a_perfect_model_is_perfect_and_a_constant_one_is_at_chance():
@@ -109,8 +112,8 @@ def test_what_cannot_be_measured_is_counted():
     records[3]["region_text"][0] = [" "]
     evaluator = RegionRetrieval("e", Source(records), Planted(hidden=(hidden,)), chunk=3)
     assert evaluator.run(None)["region_to_text/R@1"] == 1
-    counts = {k: evaluator.protocol[k] for k in ("hidden_boxes", "regions_without_text")}
-    assert counts == {"hidden_boxes": 3, "regions_without_text": 1}
+    counts = {k: evaluator.protocol[k] for k in ("hidden_boxes", "unnamed_regions")}
+    assert counts == {"hidden_boxes": 3, "unnamed_regions": 1}
     assert evaluator.protocol["bad_records"] == 1
     assert evaluator.protocol["regions"] == 5
     assert evaluator.run(None)["region_to_text/R@1"] == 1
@@ -147,12 +150,89 @@ def test_records_that_do_not_fit_are_refused_by_name():
     refused("cannot be used: 1 boxes and 2 region_text", good | {"region_text": ["a", "b"]})
     refused("boxes are not", good | {"boxes": [[0, 0, 1]]})
     refused("has several pictures", good | {"image": [good["image"]]})
-    refused("'mine' cannot have the box_format 'xyxx'", good, box_format="xyxx")
+    refused("box_format of evaluator 'mine' cannot be 'xyxx'", good, box_format="xyxx")
     refused("No record of evaluator 'mine' has a region", scene())
     refused("Record 0 .* label 'cat', which is none", good, RegionClassification, classes=WORDS[1:])
     refused("such as 3 but no names", good | {"names": [3]}, RegionClassification)
+    plain = "cannot be used: names is no list with one entry a box"
+    refused(plain, good | {"names": "cat"}, RegionClassification)
+    refused(plain, good | {"names": 3}, RegionClassification, classes=WORDS)
+    refused("region_text is no list", good | {"region_text": "cat"})
+    refused("text is neither a string nor a list", good | {"region_text": [3]})
+    refused("text is neither a string nor a list", good | {"names": np.array([3])}, Grounding)
     with pytest.raises(UserError, match="source of evaluator 'mine' is empty"):
         RegionRetrieval("mine", [], Planted())
+
+
+class Refusing(Planted):
+    """Cannot do anything with regions."""
+
+    def check_regions(self, how):
+        raise UserError(f"no regions with {how}")
+
+    def check_ground(self):
+        raise UserError("no boxes of texts")
+
+
+def test_a_model_that_cannot_is_refused_when_the_evaluator_is_made():
+    for kind in (RegionClassification, RegionRetrieval):
+        with pytest.raises(UserError, match="no regions with crop"):
+            kind("e", scenes(), Refusing(), how="crop")
+    with pytest.raises(UserError, match="no boxes of texts"):
+        Grounding("e", scenes(), Refusing())
+
+
+class Broken(Planted):
+    """Cannot decode the picture that is one number 9."""
+
+    def images(self, params, images):
+        for place, image in enumerate(images):
+            if (np.asarray(image) == 9).all():
+                raise PictureError(f"Image {place} cannot be used", place, "image is truncated")
+        return super().images(params, images)
+
+    def regions(self, params, images, boxes, how):
+        self.images(params, images)
+        return super().regions(params, images, boxes, how)
+
+    def ground(self, params, images, texts):
+        self.images(params, images)
+        return [np.zeros((len(some), 4), np.float32) for some in texts]
+
+
+@pytest.mark.parametrize(
+    "kind", [RegionClassification, RegionRetrieval, Grounding, HardNegatives, Retrieval, ZeroShot]
+)
+def test_a_picture_or_record_that_cannot_be_used_is_named(kind):
+    more = {"text": "cat", "hard_negatives": "a dog", "label": "cat"}
+    records = [scene(("cat", LEFT)) | more for _ in range(8)]
+    records[5]["image"] = np.full_like(records[5]["image"], 9)
+    evaluator = kind("mine", records, Broken(), chunk=3)
+    with pytest.raises(UserError, match=r"picture of record 5 of evaluator 'mine'.*is truncated"):
+        evaluator.run(None)
+
+    class Source(list):
+        def __getitem__(self, index):
+            if index == 5:
+                raise BadRecord("json is broken")
+            return super().__getitem__(index)
+
+    evaluator = kind("mine", Source(records), Broken(), chunk=3)
+    if kind in (Retrieval, ZeroShot):
+        with pytest.raises(UserError, match=r"Record 5 of evaluator 'mine' .*json is broken"):
+            evaluator.run(None)
+    else:
+        evaluator.run(None)
+        assert evaluator.protocol["bad_records"] == 1
+
+
+def test_regions_without_a_label_are_counted():
+    records = [scene(("cat", LEFT), ("dog", RIGHT)), scene(("cup", TOP))]
+    records[0]["names"][1] = None
+    for classes in (None, WORDS):
+        evaluator = RegionClassification("e", records, Planted(), classes=classes)
+        assert evaluator.run(None)["mAcc"] == 1
+        assert evaluator.protocol["unnamed_regions"] == 1
 
 
 def test_iou_by_hand():

@@ -49,18 +49,20 @@ def _init(key, given):
     )["params"]
 
 
-def prompt(params, given, *, real=None, boxes=True, texts=True, **settings):
+def prompt(params, given, *, real=None, grid=None, boxes=True, texts=True, **settings):
     """What the prompter makes of the pictures."""
     asked = {"boxes_BxMx4": given["boxes"] if boxes else None}
     asked |= {"text_BxMxD": given["texts"] if texts else None, "real_BxN": real}
-    return _prompter(tuple(settings.items()))(params, given["tokens"], asked)
+    return _prompter(tuple(settings.items()), grid)(params, given["tokens"], asked)
 
 
 @functools.cache
-def _prompter(settings):
+def _prompter(settings, grid):
     module = Prompter(**dict(settings))
     return jax.jit(
-        lambda params, tokens, asked: module.apply({"params": params}, tokens, D, **asked)
+        lambda params, tokens, asked: module.apply(
+            {"params": params}, tokens, D, grid=grid, **asked
+        )
     )
 
 
@@ -184,9 +186,27 @@ def test_bfloat16_stays_near(params, given):
         assert np.linalg.norm(x - y) / np.linalg.norm(y) < 0.03
 
 
+def test_gradients_in_bfloat16_stay_near(params, given):
+    """Of parameters, tokens and texts, with padding; the sums over prompts have a backward pass of their own."""
+    real = jnp.arange(N)[None] < jnp.array([[N], [N - 3]])
+
+    def slopes(**settings):
+        def objective(params, given):
+            found = prompt(params, given, real=real, **settings)
+            return sum(jnp.sum(jnp.sin(x.astype(jnp.float32))) for x in found)
+
+        return jax.grad(objective, argnums=(0, 1))(params, given)
+
+    exact, rounded = slopes(), slopes(dtype="bfloat16")
+    pairs = zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True)
+    for x, y in pairs:
+        assert x.dtype == jnp.float32
+        assert np.linalg.norm(x - y) <= 0.03 * np.linalg.norm(y) + 1e-6
+
+
 def test_token_positions_are_those_of_the_patches(params, given):
     """The code is added to the tokens: order matters then, unless the tokens bring it themselves."""
-    got, _ = prompt(params, given, texts=False, token_positions=True)
+    got, _ = prompt(params, given, texts=False, grid=3, token_positions=True)
     coded = given | {"tokens": given["tokens"] + encode_grid(3, W)}
     want, _ = prompt(params, coded, texts=False)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
@@ -195,8 +215,8 @@ def test_token_positions_are_those_of_the_patches(params, given):
         encode_corners(jnp.array([[[5 / 6, 0.5, 1, 1]]]), W)[0, 0, 0],
         atol=1e-4,
     )
-    with pytest.raises(UserError, match="square grid of patches, not 8 tokens"):
-        prompt(params, given | {"tokens": given["tokens"][:, :8]}, token_positions=True)
+    with pytest.raises(UserError, match="token_positions needs the tokens of a square grid"):
+        prompt(params, given, token_positions=True)
 
 
 def test_corners_are_coded_as_documented():

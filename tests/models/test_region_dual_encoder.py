@@ -224,7 +224,8 @@ def test_roi_align_equals_bilinear_samples_by_hand():
     tokens = rng.normal(size=(2, grid * grid, width))
     low = rng.uniform(-0.05, 0.6, (2, 4, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.01, 0.5, low.shape)], -1)
-    got = jax.jit(roi_align)(jnp.asarray(tokens, jnp.float32), jnp.asarray(boxes, jnp.float32))
+    arrays = jnp.asarray(tokens, jnp.float32), jnp.asarray(boxes, jnp.float32)
+    got = jax.jit(functools.partial(roi_align, grid=grid))(*arrays)
 
     def sample(plane, x, y):
         """Bilinear, with the edge's value beyond the centres of the outermost patches."""
@@ -245,15 +246,56 @@ def test_roi_align_equals_bilinear_samples_by_hand():
             np.testing.assert_allclose(got[n, m], want, rtol=1e-4, atol=1e-5)
 
 
-def test_whole_box_is_the_average_and_odd_grids_are_refused():
+def test_whole_box_is_the_average():
     module, params = built()
     given = batch() | {"boxes": jnp.tile(jnp.array([0.0, 0, 1, 1]), (B, M, 1))}
     got = jax.jit(functools.partial(module.apply, method="pool_regions"))({"params": params}, given)
     assert got.shape == (B, M, 8)
     ones = jnp.arange(16.0).reshape(1, 16, 1)
-    np.testing.assert_allclose(roi_align(ones, jnp.array([[[0.0, 0, 1, 1]]])), 7.5, rtol=1e-5)
-    with pytest.raises(UserError, match="square grid of patches, and 12 are none"):
-        roi_align(jnp.zeros((1, 12, 4)), jnp.zeros((1, 1, 4)))
+    np.testing.assert_allclose(roi_align(ones, jnp.array([[[0.0, 0, 1, 1]]]), 4), 7.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["roi_align", "prompter"])
+def test_tokens_that_are_no_square_grid_are_refused(head):
+    """Also where their number is a square, by chance."""
+    settings = {"token_positions": True} if head == "prompter" else {}
+    given = {k: batch()[k] for k in ("image", "boxes")} | {"sample_seed": jnp.arange(B)}
+
+    def outputs(given, method="__call__", train=False, **image):
+        config = section(head, **settings)
+        config.image.update(image)
+        module = make_model(config)
+        arguments = {} if method == "pool_regions" else {"train": train}
+        return jax.eval_shape(
+            lambda given: module.init_with_output(
+                jax.random.key(0), given, method=method, **arguments
+            )[0],
+            given,
+        )
+
+    assert outputs(given)["region_embedding"].shape == (B, M, 8)
+    # A quarter of 16 patches is left, and 8 x 32 pixels have 16.
+    assert "region_embedding" in outputs(given, patch_dropout=0.75)
+    wide = given | {"image": jnp.zeros((B, 8, 32, 3), jnp.uint8)}
+    for change in (
+        {"given": given, "train": True, "patch_dropout": 0.75},
+        {"given": wide, "positions": "naflex"},
+    ):
+        with pytest.raises(UserError, match="needs the tokens of a square grid of patches"):
+            outputs(**change)
+    with pytest.raises(UserError, match=r"16 tokens of width 16 .* no square grid; .*how='crop'"):
+        outputs(wide, "pool_regions", positions="naflex")
+
+
+def test_a_resnets_tokens_are_not_pooled():
+    tower = image_section("resnet", size=32, width=8, layers=(1, 1, 1, 1), heads=4, output_dim=8)
+    text = text_section(length=6, vocab_size=32, width=16, depth=1, heads=2, end_token=31)
+    config = model_section(tower, text, embed_dim=8, dtype="float32", image_projection="none")
+    given = {"image": jnp.zeros((2, 32, 32, 3), jnp.uint8), "boxes": jnp.zeros((2, 1, 4))}
+    with pytest.raises(UserError, match="are not what its projection takes"):
+        jax.eval_shape(
+            lambda: make_model(config).init(jax.random.key(0), given, method="pool_regions")
+        )
 
 
 COLOURS = np.array(

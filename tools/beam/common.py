@@ -16,6 +16,7 @@ from clipjax import __version__
 from clipjax.data.bad import BadRecord
 from clipjax.data.filters import Filter, make_filter
 from clipjax.data.named import Named, open_source, parse_setting
+from clipjax.data.shards import as_json
 from clipjax.data.sources.files import filesystem, is_remote, read_all
 from clipjax.errors import UserError
 from clipjax.registry import nearest
@@ -145,7 +146,7 @@ def read(source: Any, index: int) -> tuple[dict[str, Any] | None, str]:
     """(record, ""), or (None, why it is none).
 
     Raises:
-      UserError, OSError: the files cannot be read, which must not look like a bad record: the runner tries again.
+      UserError: the files cannot be read, which must not look like a bad record: the runner tries again.
     """
     try:
         record = source[index]
@@ -155,8 +156,12 @@ def read(source: Any, index: int) -> tuple[dict[str, Any] | None, str]:
         return record, ""
     except BadRecord as error:
         return None, str(error)
-    except (UserError, OSError, MemoryError):
+    except (UserError, MemoryError):
         raise
+    except OSError as error:
+        raise UserError(
+            f"Record {index} cannot be read ({type(error).__name__}: {error}); start the job again."
+        ) from error
     except Exception as error:  # of a library that read a damaged file, or of somebody's source
         return None, f"cannot be read ({type(error).__name__})"
 
@@ -284,7 +289,8 @@ def _write_summary(
 
 def write_summary(output: str, summary: Mapping[str, Any]) -> None:
     """The last file of a job."""
-    write_file(join(output, SUMMARY), (json.dumps(summary, indent=1) + "\n").encode())
+    text = json.dumps(as_json(summary), indent=1)
+    write_file(join(output, SUMMARY), (text + "\n").encode())
 
 
 def merge(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

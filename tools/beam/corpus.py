@@ -10,6 +10,7 @@ for `clipjax data convert`. All flags that are not listed here are Beam's: --run
 """
 
 import argparse
+import importlib
 import json
 import logging
 import sys
@@ -40,21 +41,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     job.add_argument("--distance", type=int, default=4, help="bits of 64 that may differ, 0 to 10")
     job = jobs.add_parser(
-        "reshard", parents=[common], help="a data set in another layout", allow_abbrev=False
+        "reshard",
+        parents=[common, shard_flags()],
+        help="a data set in another layout",
+        allow_abbrev=False,
     )
     job.add_argument("--to", default="array_record", help="array_record, tars or parquet")
-    job.add_argument("--shards", type=int, help="their number")
-    job.add_argument("--shard-size", help="such as 256MB, instead")
     job.add_argument("--shuffle", type=int, metavar="SEED", help="a random order")
-    job.add_argument(
-        "--filter", action="append", default=[], metavar="NAME=VALUE", help="leave out records"
-    )
-    job.add_argument(
-        "--remove", action="append", default=[], metavar="DIR", help="an output of filter or dedup"
-    )
-    job.add_argument(
-        "--drop", action="append", default=[], metavar="FIELD", help="leave out a field"
-    )
     return parser
 
 
@@ -75,6 +68,23 @@ def source_flags() -> argparse.ArgumentParser:
     return common
 
 
+def shard_flags() -> argparse.ArgumentParser:
+    """The flags of jobs that write shards, as a parent of other parsers."""
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument("--shards", type=int, help="their number")
+    common.add_argument("--shard-size", help="such as 256MB, instead")
+    common.add_argument(
+        "--filter", action="append", default=[], metavar="NAME=VALUE", help="leave out records"
+    )
+    common.add_argument(
+        "--remove", action="append", default=[], metavar="DIR", help="an output of filter or dedup"
+    )
+    common.add_argument(
+        "--drop", action="append", default=[], metavar="FIELD", help="leave out a field"
+    )
+    return common
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with status 2 on a user's mistake."""
     parser = make_parser()
@@ -91,23 +101,14 @@ def start(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     Raises:
       UserError: see the jobs.
     """
-    logging.disable(logging.WARNING)  # Beam warns of Google's packages, which are not needed
-    try:
-        import common
-        import running
-    except ImportError as error:
-        raise UserError("These jobs need Apache Beam: pip install 'clipjax[beam]'.") from error
-    finally:
-        logging.disable(logging.NOTSET)
+    modules = ("common", "dedup", "filtering", "phash", "reshard")
+    overrides, flags = begin("beam", flags, *modules)
+    import common
     import dedup
     import filtering
-    import phash
     import reshard
+    import running
 
-    running.travels(*(m.__name__ for m in (common, dedup, filtering, phash, reshard)))
-    overrides = [f.removeprefix("--config.") for f in flags if f.startswith("--config.")]
-    flags = [f for f in flags if not f.startswith("--config.")]
-    running.check_flags(flags)
     job = common.open_job(named_data(args, overrides), args.output)
 
     def build(pipeline: Any) -> None:
@@ -130,6 +131,36 @@ def start(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
 
     running.run(build, flags)
     return json.loads(common.read_all(common.join(job.output, common.SUMMARY)))
+
+
+def begin(extra: str, flags: Sequence[str], *modules: str) -> tuple[list[str], list[str]]:
+    """Imports the job's modules, whose code will travel to the workers, and looks at the flags that are not the job's.
+
+    Args:
+      extra: of clipjax, which brings Beam.
+      flags: overrides of the config, and Beam's.
+      modules: in this folder.
+
+    Returns:
+      (overrides, Beam's flags).
+
+    Raises:
+      UserError: there is no Beam, or a flag that it does not have.
+    """
+    logging.disable(logging.WARNING)  # Beam warns of Google's packages, which are not needed
+    try:
+        for name in modules:
+            importlib.import_module(name)
+        import running
+    except ImportError as error:
+        raise UserError(f"This job needs Apache Beam: pip install 'clipjax[{extra}]'.") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    running.travels(*modules)
+    overrides = [f.removeprefix("--config.") for f in flags if f.startswith("--config.")]
+    flags = [f for f in flags if not f.startswith("--config.")]
+    running.check_flags(flags)
+    return overrides, flags
 
 
 def named_data(args: argparse.Namespace, overrides: Sequence[str]) -> list[Named]:

@@ -6,34 +6,38 @@ batch at a time and writes them. Models are loaded once in a process.
 
 import collections
 import itertools
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 from apache_beam.transforms import combiners
-from common import COUNTS, conditions, merge, with_filters
-from reshard import Cut, WriteShard
+from common import Job
+from reshard import Cut, WriteShard, plan_of, shards_of, summary_of
 from resume import Progress, finish, note_shard
 
-from clipjax import __version__
-from clipjax.data.shards import count_shards, fingerprint, parse_size
-from clipjax.data.sources.files import is_remote
+from clipjax.data.bad import BadRecord
+from clipjax.data.shards import fingerprint
 from clipjax.data.targets import make_target
 from clipjax.errors import UserError
-from experiments.cloc.vesl.label import Labeller
+from experiments.cloc.vesl.guard import AT_THE_END
+from experiments.cloc.vesl.label import Labelled, Labeller
 
 TO = "array_record"  # regions are arrays and lists of texts, which other layouts would change
+
+
+class Whole(Cut):
+    """Records with all their fields, as the models see them; what is to be dropped need not fit into the target."""
+
+    def read(self, place: int) -> tuple[dict[str, Any] | None, str, list[str]]:
+        """(the record, "", []), or (None, why it is left out, [])."""
+        return *self.raw(place), []
 
 
 class Opened:
     """What a process opens once: the source, and the models. A class, because `Shared` holds it weakly."""
 
     def __init__(self, plan: Mapping[str, Any], target: Any, models: Sequence[Any]):
-        # The models see all fields; the labeller leaves out what is to be left out.
-        self.cut = Cut({**plan, "drop": ()}, target)
+        self.records = Whole(plan, target)
         self.label = Labeller(
             *models, threshold=plan["threshold"], phrases=plan["phrases"], drop=plan["drop"]
         )
@@ -49,6 +53,8 @@ class LabelShard(WriteShard):
       models: captioner, tagger and detector, not loaded.
     """
 
+    counted = (*WriteShard.counted, "counts")
+
     def __init__(self, plan: Mapping[str, Any], target: Any, output: str, models: Sequence[Any]):
         super().__init__(plan, target, output)
         self._models = list(models)
@@ -58,49 +64,57 @@ class LabelShard(WriteShard):
         plan, target, models = self._plan, self._target, self._models
         self._opened = self._shared.acquire(lambda: Opened(plan, target, models))
 
-    def process(self, number: int) -> Iterator[dict[str, Any]]:
-        """Labels and writes the shard, and then notes that it is there.
-
-        Raises:
-          UserError: see `WriteShard` and `Labeller`.
-        """
-        self._counts: collections.Counter[str] = collections.Counter()
-        for line in super().process(number):
-            line = {**line, "counts": dict(sorted(self._counts.items()))}
-            note_shard(self._output, line)
-            for name, count in line["counts"].items():
-                Metrics.counter(COUNTS, name).inc(count)
-            yield line
+    def _note(self, line: Mapping[str, Any]) -> None:
+        note_shard(self._output, line)
 
     def _records(
-        self,
-        number: int,
-        left_out: collections.Counter[str],
-        dropped: collections.Counter[str],
+        self, number: int, counts: Mapping[str, collections.Counter[str]]
     ) -> Iterator[dict[str, Any]]:
-        length, shards = self._plan["records"], self._plan["shards"]
-        places = iter(range(number * length // shards, (number + 1) * length // shards))
+        """The shard's records with regions.
+
+        Raises:
+          UserError: see `Cut` and `Labeller`, or a model fails at the end, so that it may fail from now on.
+        """
+        places, row, why = iter(self._places(number)), 0, ""
         while batch := list(itertools.islice(places, self._plan["batch"])):
             records = []
-            for place in batch:
-                fields, reason, _ = self._opened.cut.read(place)
-                if fields is None:
-                    left_out[reason] += 1
+            for record, reason, _ in map(self._opened.records.read, batch):
+                if record is None:
+                    counts["left_out"][reason] += 1
                 else:
-                    records.append(fields)
+                    records.append(record)
             for labelled in self._opened.label(records):
-                if labelled.record is None:
-                    left_out[labelled.reason] += 1
+                if labelled.record is not None:
+                    row = 0
+                elif labelled.broken:
+                    row, why = row + 1, labelled.reason
+                fields, reason = self._fit(labelled)
+                if fields is None:
+                    counts["left_out"][reason] += 1
                     continue
-                self._counts.update(labelled.counts)
-                dropped.update(labelled.dropped)
-                yield labelled.record
+                counts["counts"].update(labelled.counts)
+                counts["dropped"].update(labelled.dropped)
+                yield fields
+        if row >= AT_THE_END:
+            raise UserError(
+                f"The last {row} records of shard {number} have failed, and it is not written ({why}); mend the "
+                "model, and start the job again to go on."
+            )
+
+    def _fit(self, labelled: Labelled) -> tuple[dict[str, Any] | None, str]:
+        """(what is written, ""), or (None, why nothing is)."""
+        if labelled.record is None:
+            return None, labelled.reason
+        try:
+            return self._target.fit(labelled.record), ""
+        except BadRecord as error:
+            return None, str(error)
 
 
 def make_plan(
-    entries: Mapping[str, Mapping[str, Any]],
-    lengths: Mapping[str, int],
-    models: Mapping[str, Mapping[str, Any]],
+    job: Job,
+    models: Mapping[str, Any],
+    captioner: Any,
     threshold: float,
     phrases: int,
     batch: int,
@@ -113,8 +127,9 @@ def make_plan(
     """All that decides the shards' bytes. The source is opened to see how large its records are.
 
     Args:
-      entries, lengths: of one source, see `common.Job`.
-      models: "captioner", "tagger", "detector" -> kind and settings.
+      job: of one source.
+      models: "captioner", "tagger", "detector" -> kind and settings; "model_files" -> what changes with their files.
+      captioner: not loaded; its `check`, if it has one, gets records that are drawn from everywhere.
       threshold: see `Labeller`.
       phrases: see `Labeller`.
       batch: records that the models see at once.
@@ -124,45 +139,27 @@ def make_plan(
       drop: fields to leave out.
 
     Raises:
-      UserError: arguments that mean nothing.
+      UserError: arguments that mean nothing, or what `check` raises.
     """
-    if len(entries) != 1:
-        raise UserError(
-            "VESL takes one source; name one, or choose one of the config's with --source."
-        )
-    if (shards is None) == (shard_size is None):
-        raise UserError("Give one of --shards and --shard-size.")
-    if "image" in drop:
-        raise UserError("The field 'image' cannot be dropped.")
     if not 0 <= threshold < 1:
         raise UserError(f"--threshold must be at least 0 and less than 1, not {threshold}.")
     if phrases < 1 or batch < 1:
         raise UserError("--phrases and --batch must be at least 1.")
-    ((name, entry),) = entries.items()
-    given = with_filters(entry, filters)
-    conditions(given, name)
-    plan = {
-        "source": name,
-        "entry": {
-            k: v for k, v in entry.items() if k not in ("weight", "captions", "filter", "window")
-        },
-        "records": lengths[name],
+    plan = plan_of("VESL", job, shards, shard_size, filters, remove, drop) | {
         **models,
         "threshold": threshold,
         "phrases": phrases,
         "batch": batch,
-        "shuffle": None,
-        "filter": given,
-        "remove": [f if is_remote(f) else os.path.abspath(f) for f in remove],
-        "drop": sorted(drop),
     }
     target = make_target(TO)
-    sample, looked = Cut({**plan, "drop": ()}, target).sample()
-    size = sum(map(target.size, sample)) / looked * lengths[name]
-    wanted = parse_size(shard_size or "256MB")
+    whole = Whole(plan, target)
+    records, looked = whole.sample()
+    if hasattr(captioner, "check"):
+        captioner.check(records)
+    sample = [fields for fields, _, _ in map(whole.fit, records) if fields is not None]
     return {
         **plan,
-        "shards": count_shards(lengths[name], size, wanted, shards, 1),
+        "shards": shards_of(plan, target, sample, looked, shards, shard_size),
         "sample": fingerprint(sample),
     }
 
@@ -192,25 +189,9 @@ def build(
 
 
 def _summarise(
-    new: Sequence[Mapping[str, Any]],
-    done: Sequence[Mapping[str, Any]],
+    new: Sequence[dict[str, Any]],
+    done: Sequence[dict[str, Any]],
     plan: Mapping[str, Any],
     output: str,
 ) -> None:
-    lines = sorted([*done, *new], key=lambda line: line["shard"])
-    keys = ("records", "bytes", "left_out", "dropped", "counts")
-    total = merge({k: line[k] for k in keys} for line in lines)
-    seen = total["records"] + sum(total["left_out"].values())
-    if seen != plan["records"] or [line["shard"] for line in lines] != list(range(plan["shards"])):
-        raise RuntimeError(
-            f"{seen:,} of {plan['records']:,} records arrived; this is a mistake of this program"
-        )
-    facts = {
-        "job": "vesl",
-        "clipjax": __version__,
-        "plan": json.loads(json.dumps(plan, default=repr)),
-        "written": total["records"],
-        "bytes": total["bytes"],
-    }
-    facts |= {k: dict(sorted(total[k].items())) for k in ("left_out", "dropped", "counts")}
-    finish(output, facts | {"shards": lines})
+    finish(output, summary_of([*done, *new], plan, "vesl", LabelShard.counted))

@@ -7,6 +7,7 @@ indexed tars are for; Parquet costs a row group a record, so write it as ArrayRe
 """
 
 import collections
+import hashlib
 import json
 import os
 import tempfile
@@ -23,6 +24,7 @@ from common import (
     COUNTS,
     Job,
     Removed,
+    check_removed,
     conditions,
     join,
     merge,
@@ -33,7 +35,6 @@ from common import (
 from filtering import first_failing
 
 from clipjax import __version__
-from clipjax.data.bad import BadRecord
 from clipjax.data.shards import Records, count_shards, parse_size
 from clipjax.data.sources.files import filesystem, is_remote
 from clipjax.data.targets import make_target
@@ -59,25 +60,29 @@ class Cut(Records):
         """(fields, "", names of dropped ones), or (None, why it is left out, []).
 
         Raises:
-          UserError: the layout cannot hold a field.
+          UserError: the layout cannot hold a field, or the files cannot be read.
         """
+        record, reason = self.raw(place)
+        return (None, reason, []) if record is None else self.fit(record)
+
+    def raw(self, place: int) -> tuple[dict[str, Any] | None, str]:
+        """(the record as it is, ""), or (None, why it is left out)."""
         index = place if self._order is None else self._order[place][1]
         if index in self._removed:
-            return None, LISTED, []
+            return None, LISTED
         record, reason = read(self._source, index)
         reason = reason or first_failing(record, self._conditions)
-        if reason:
-            return None, reason, []
-        dropped = [name for name in self.drop if name in record]
-        try:
-            fields = self.target.fit({k: v for k, v in record.items() if k not in dropped})
-        except BadRecord as error:
-            return None, str(error), []
-        return fields, "", dropped
+        return (None, reason) if reason else (record, "")
 
 
 class WriteShard(beam.DoFn):
-    """Number of a shard -> its line of the summary; the shard is there whole or not at all."""
+    """Number of a shard -> its line of the summary; the shard is there whole or not at all.
+
+    Attributes:
+      counted: what the line counts by name.
+    """
+
+    counted: tuple[str, ...] = ("left_out", "dropped")
 
     def __init__(self, plan: Mapping[str, Any], target: Any, output: str):
         self._plan, self._target, self._output = dict(plan), target, output
@@ -91,41 +96,47 @@ class WriteShard(beam.DoFn):
         """Reads the shard's records in order, and writes them.
 
         Raises:
-          UserError: the layout cannot hold a field, or the disk is full.
+          UserError: see `Cut`, or the shard cannot be written.
         """
         name = f"{number:0{max(5, len(str(self._plan['shards'] - 1)))}d}{self._target.suffix}"
-        left_out: collections.Counter[str] = collections.Counter()
-        dropped: collections.Counter[str] = collections.Counter()
+        counts: dict[str, collections.Counter[str]] = {
+            kind: collections.Counter() for kind in self.counted
+        }
         try:
             with _folder_for(self._output) as folder:
                 path = Path(folder) / name
-                records = self._records(number, left_out, dropped)
-                written = self._target.write(records, path)
+                written = self._target.write(self._records(number, counts), path)
                 size = path.stat().st_size
                 files = [p.name for p in self._target.files(path)]
                 for file in reversed(files):  # an index before its tar
                     _deliver(os.path.join(folder, file), join(self._output, file))
+            line = {"shard": number, "files": files, "records": written, "bytes": size}
+            line |= {kind: dict(sorted(found.items())) for kind, found in counts.items()}
+            self._note(line)
         except OSError as error:
             raise UserError(f"The shard {name!r} cannot be written: {error}.") from error
-        for reason, count in left_out.items():
-            Metrics.counter(COUNTS, reason).inc(count)
         Metrics.counter(COUNTS, "written").inc(written)
-        counts = {"left_out": dict(left_out), "dropped": dict(dropped)}
-        yield {"shard": number, "files": files, "records": written, "bytes": size, **counts}
+        for kind in set(counts) - {"dropped"}:
+            for reason, count in counts[kind].items():
+                Metrics.counter(COUNTS, reason).inc(count)
+        yield line
+
+    def _note(self, line: Mapping[str, Any]) -> None:
+        """A shard is whole; jobs that go on where they were stopped write that down."""
+
+    def _places(self, number: int) -> range:
+        length, shards = self._plan["records"], self._plan["shards"]
+        return range(number * length // shards, (number + 1) * length // shards)
 
     def _records(
-        self,
-        number: int,
-        left_out: collections.Counter[str],
-        dropped: collections.Counter[str],
+        self, number: int, counts: Mapping[str, collections.Counter[str]]
     ) -> Iterator[dict[str, Any]]:
-        length, shards = self._plan["records"], self._plan["shards"]
-        for place in range(number * length // shards, (number + 1) * length // shards):
-            fields, reason, gone = self._cut.read(place)
+        for place in self._places(number):
+            fields, reason, dropped = self._cut.read(place)
             if fields is None:
-                left_out[reason] += 1
+                counts["left_out"][reason] += 1
             else:
-                dropped.update(gone)
+                counts["dropped"].update(dropped)
                 yield fields
 
 
@@ -170,36 +181,14 @@ def build(
     Raises:
       UserError: arguments that mean nothing.
     """
-    if len(job.entries) != 1:
-        raise UserError(
-            "reshard takes one source; name one, or choose one of the config's with --source."
-        )
-    if (shards is None) == (shard_size is None):
-        raise UserError("Give one of --shards and --shard-size.")
-    if "image" in drop:
-        raise UserError("The field 'image' cannot be dropped.")
-    ((name, entry),) = job.entries.items()
-    length = job.lengths[name]
-    given = with_filters(entry, filters)
-    conditions(given, name)
     target = make_target(to)
-    plan = {
-        "source": name,
-        "entry": {
-            k: v for k, v in entry.items() if k not in ("weight", "captions", "filter", "window")
-        },
-        "records": length,
+    plan = plan_of("reshard", job, shards, shard_size, filters, remove, drop) | {
         "to": to,
-        "shards": shards,
         "shuffle": shuffle,
-        "filter": given,
-        "remove": [f if is_remote(f) else os.path.abspath(f) for f in remove],
-        "drop": sorted(drop),
     }
     sample, looked = Cut(plan, target).sample()
     target.look(sample)
-    size = sum(map(target.size, sample)) / looked * length
-    plan["shards"] = count_shards(length, size, parse_size(shard_size or "256MB"), shards, 1)
+    plan["shards"] = shards_of(plan, target, sample, looked, shards, shard_size)
     _ = (
         pipeline
         | "All shards" >> beam.Create([plan["shards"]])
@@ -211,25 +200,95 @@ def build(
     )
 
 
-def _summarise(lines: list[dict[str, Any]], plan: Mapping[str, Any], output: str) -> None:
+def plan_of(
+    what: str,
+    job: Job,
+    shards: int | None,
+    shard_size: str | None,
+    filters: Sequence[str],
+    remove: Sequence[str],
+    drop: Sequence[str],
+) -> dict[str, Any]:
+    """What is the same in the plans of all jobs that write shards; for the arguments see `build`.
+
+    Raises:
+      UserError: arguments that mean nothing.
+    """
+    if len(job.entries) != 1:
+        raise UserError(
+            f"{what} takes one source; name one, or choose one of the config's with --source."
+        )
+    if (shards is None) == (shard_size is None):
+        raise UserError("Give one of --shards and --shard-size.")
+    if "image" in drop:
+        raise UserError("The field 'image' cannot be dropped.")
+    ((name, entry),) = job.entries.items()
+    length = job.lengths[name]
+    given = with_filters(entry, filters)
+    conditions(given, name)
+    folders = [f if is_remote(f) else os.path.abspath(f) for f in remove]
+    return {
+        "source": name,
+        "entry": {
+            k: v for k, v in entry.items() if k not in ("weight", "captions", "filter", "window")
+        },
+        "records": length,
+        "shuffle": None,
+        "filter": given,
+        # By their summaries, so that other lists in the same place are noticed.
+        "remove": {f: _digest(check_removed(f, name, length)) for f in folders},
+        "drop": sorted(set(drop)),
+    }
+
+
+def shards_of(
+    plan: Mapping[str, Any],
+    target: Any,
+    sample: Sequence[Mapping[str, Any]],
+    looked: int,
+    shards: int | None,
+    shard_size: str | None,
+) -> int:
+    """How many shards there shall be, see `count_shards`; `sample` was found among `looked` records."""
+    size = sum(map(target.size, sample)) / looked * plan["records"]
+    return count_shards(plan["records"], size, parse_size(shard_size or "256MB"), shards, 1)
+
+
+def summary_of(
+    lines: Sequence[dict[str, Any]],
+    plan: Mapping[str, Any],
+    job: str,
+    counted: Sequence[str] = WriteShard.counted,
+) -> dict[str, Any]:
+    """The summary of a job that has written all its shards.
+
+    Args:
+      lines: of the shards, in any order.
+      plan: of the job.
+      job: its name.
+      counted: what the lines count by name.
+    """
     lines = sorted(lines, key=lambda line: line["shard"])
-    total = merge(
-        {k: line[k] for k in ("records", "bytes", "left_out", "dropped")} for line in lines
-    )
+    total = merge({k: line[k] for k in ("records", "bytes", *counted)} for line in lines)
     seen = total["records"] + sum(total["left_out"].values())
     if seen != plan["records"] or [line["shard"] for line in lines] != list(range(plan["shards"])):
         raise RuntimeError(
             f"{seen:,} of {plan['records']:,} records arrived; this is a mistake of this program"
         )
-    facts = {
+    return {
+        "job": job,
+        "clipjax": __version__,
+        "plan": dict(plan),
         "written": total["records"],
         "bytes": total["bytes"],
-        "left_out": dict(sorted(total["left_out"].items())),
-        "dropped": dict(sorted(total["dropped"].items())),
+        **{kind: dict(sorted(total[kind].items())) for kind in counted},
+        "shards": lines,
     }
-    head = {
-        "job": "reshard",
-        "clipjax": __version__,
-        "plan": json.loads(json.dumps(plan, default=repr)),
-    }
-    write_summary(output, head | facts | {"shards": lines})
+
+
+def _digest(summary: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(summary).encode()).hexdigest()
+
+
+def _summarise(lines: list[dict[str, Any]], plan: Mapping[str, Any], output: str) -> None:
+    write_summary(output, summary_of(lines, plan, "reshard"))

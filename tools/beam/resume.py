@@ -5,20 +5,25 @@ whole, written after the shard by whatever worker made it. At the end they becom
 does the same for one machine, whose processes can add to one file.
 """
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from common import SUMMARY, join, write_file
+from common import SUMMARY, join, write_file, write_summary
 
-from clipjax.data.sources.files import filesystem, is_remote, read_all, size_of
+from clipjax.data.shards import as_json
+from clipjax.data.sources.files import filesystem, is_remote, patiently, read_all, size_of
 from clipjax.errors import UserError
 
 PROGRESS, PLAN = "progress", "plan.json"
+LINE = r"\d{5,}\.json"  # of a shard that is whole
+# What a kill leaves: of `write_file`, and of a shard that was being written.
+PART = r"\.[0-9a-f]{32}\.part|\.part-[0-9a-f]{32}\w*"
 
 
 class Progress:
@@ -41,28 +46,36 @@ class Progress:
         self.output = output if is_remote(output) else os.path.abspath(output)
         self._lock = _hold(self.output)
         try:
-            self._compare(json.loads(json.dumps(plan, default=repr)))
+            self._compare(as_json(plan))
         except BaseException:
             self.close()
             raise
 
     def _compare(self, plan: dict[str, Any]) -> None:
-        summary, begun = self._summary(), _json(join(self._progress, PLAN))
+        names, inside = _names(self.output), _names(self._progress)
+        summary = _json(join(self.output, SUMMARY)) if SUMMARY in names else None
+        if summary is not None and not {"plan", "shards"} <= set(summary):
+            summary = None
+        begun = _json(join(self._progress, PLAN)) if PLAN in inside else None
         old = summary["plan"] if summary else begun
+        if old is None and any(n[0] != "." and n != PROGRESS for n in [*names, *inside]):
+            raise UserError(
+                f"{self.output!r} holds something already; name another --output or remove it."
+            )
         if old is not None and old != plan:
             other = sorted(k for k in plan | old if plan.get(k) != old.get(k))
             raise UserError(
                 f"{self.output!r} holds shards of other data or arguments (different: {', '.join(other)}); choose "
                 "another --output, or remove it."
             )
+        self._tidy(names, inside)
         lines = list(summary["shards"] if summary else ())
         if begun is not None:
-            names = [n for n in _names(self._progress) if n.endswith(".json") and n != PLAN]
-            lines += [_json(join(self._progress, n)) for n in names]
+            lines += [_json(join(self._progress, n)) for n in inside if re.fullmatch(LINE, n)]
         self.done = {line["shard"]: line for line in lines if line and self._whole(line)}
         self.finished = summary is not None and len(self.done) == plan["shards"]
         if self.finished:
-            _remove(self._progress)  # a kill between the summary and this
+            _clear(self._progress)  # a kill between the summary and this
         else:
             _make(self._progress)
             write_file(join(self._progress, PLAN), json.dumps(plan, indent=1).encode())
@@ -71,20 +84,16 @@ class Progress:
     def _progress(self) -> str:
         return join(self.output, PROGRESS)
 
-    def _summary(self) -> dict[str, Any] | None:
-        """The summary of a job that has ended; refuses folders of something else, and clears what a kill has left."""
-        names = _names(self.output)
-        found = _json(join(self.output, SUMMARY)) if SUMMARY in names else None
-        if found is not None and not {"plan", "shards"} <= set(found):
-            found = None
-        if found is None and PROGRESS not in names and any(n[0] != "." for n in names):
-            raise UserError(
-                f"{self.output!r} holds something already; name another --output or remove it."
-            )
-        if not is_remote(self.output):
-            for path in (*Path(self.output).glob(".*part*"), *Path(self._progress).glob(".*part")):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        return found
+    def _tidy(self, names: Sequence[str], inside: Sequence[str]) -> None:
+        """Removes the files that a kill has left half written; in a bucket there are none."""
+        if is_remote(self.output):
+            return
+        paths = [join(self.output, n) for n in names] + [join(self._progress, n) for n in inside]
+        for path in paths:
+            if re.fullmatch(PART, os.path.basename(path)):
+                # Workers that outlive their job may still finish it.
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
     def _whole(self, line: Mapping[str, Any]) -> bool:
         try:
@@ -106,8 +115,8 @@ def note_shard(output: str, line: Mapping[str, Any]) -> None:
 
 def finish(output: str, summary: Mapping[str, Any]) -> None:
     """Writes the summary, and removes the progress."""
-    write_file(join(output, SUMMARY), (json.dumps(summary, indent=1) + "\n").encode())
-    _remove(join(output, PROGRESS))
+    write_summary(output, summary)
+    _clear(join(output, PROGRESS))
 
 
 def _hold(folder: str) -> int | None:
@@ -134,10 +143,15 @@ def _make(folder: str) -> None:
         raise UserError(f"The folder {folder!r} cannot be made: {error}.") from error
 
 
-def _remove(folder: str) -> None:
+def _clear(folder: str) -> None:
+    """Removes the plan, the lines and what a kill has left, and the folder if nothing else is in it."""
     system, inner = filesystem(folder)
-    if system.exists(inner):
-        system.rm(inner, recursive=True)
+    ours = [n for n in _names(folder) if n == PLAN or re.fullmatch(f"{LINE}|{PART}", n)]
+    # Something else may lie in it, and a bucket has no folders; whatever stays disturbs nobody.
+    with contextlib.suppress(OSError):
+        if ours:
+            system.rm([join(inner, n) for n in ours])
+        system.rmdir(inner)
 
 
 def _names(folder: str) -> Sequence[str]:
@@ -149,9 +163,9 @@ def _names(folder: str) -> Sequence[str]:
 
 
 def _json(path: str) -> dict[str, Any] | None:
-    """What a file of JSON holds; None if there is none, or no object in it."""
+    """What a file of JSON holds; None if there is no object in it. UserError if it cannot be read."""
     try:
-        found = json.loads(read_all(path))
-    except (OSError, ValueError):
+        found = json.loads(patiently(path, lambda: read_all(path)))
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None

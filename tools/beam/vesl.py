@@ -1,7 +1,7 @@
 """VESL, CLOC's labelling of regions, over a data set as an Apache Beam pipeline (docs/vesl.md).
 
 python tools/beam/vesl.py 'web/*.tar' --output=regions --captioner.fields='("caption", "text")' --shard-size=256MB
-python tools/beam/vesl.py 'scenes/*.arrayrecord' --output=regions --detector=truth --detector.miss=0.1 --shards=8
+python tools/beam/vesl.py 'scenes/*.array_record' --output=regions --detector=truth --detector.miss=0.1 --shards=8
 
 SOURCE is named as for `clipjax data convert`. --captioner, --tagger and --detector name a kind or an import path,
 'package.module:Name', and --captioner.NAME=VALUE its settings. A job that was stopped goes on when it is started again
@@ -10,7 +10,6 @@ with the same arguments. All flags that are not listed here are Beam's, see docs
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        parents=[corpus.source_flags()],
+        parents=[corpus.source_flags(), corpus.shard_flags()],
     )
     parser.add_argument("--captioner", default="field", help="field, file, transformers")
     parser.add_argument("--tagger", default="textblob", help="textblob, nltk, spacy")
@@ -42,17 +41,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, default=0.1, help="of a box's score")
     parser.add_argument("--phrases", type=int, default=20, help="of a record that are kept")
     parser.add_argument("--batch", type=int, default=16, help="records that the models see at once")
-    parser.add_argument("--shards", type=int, help="their number")
-    parser.add_argument("--shard-size", help="such as 256MB, instead")
-    parser.add_argument(
-        "--filter", action="append", default=[], metavar="NAME=VALUE", help="leave out records"
-    )
-    parser.add_argument(
-        "--remove", action="append", default=[], metavar="DIR", help="an output of filter or dedup"
-    )
-    parser.add_argument(
-        "--drop", action="append", default=[], metavar="FIELD", help="leave out a field"
-    )
     return parser
 
 
@@ -72,40 +60,29 @@ def start(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     Raises:
       UserError: see `label_regions.make_plan` and the models; or not one record could be labelled.
     """
-    logging.disable(logging.WARNING)  # Beam warns of Google's packages, which are not needed
-    try:
-        import common
-        import running
-    except ImportError as error:
-        raise UserError("VESL needs Apache Beam: pip install 'clipjax[vesl]'.") from error
-    finally:
-        logging.disable(logging.NOTSET)
-    import filtering
-    import label_regions
-    import reshard
-    import resume
-
     chosen, models, flags = _models(args, flags)
-    # Workers have clipjax, but neither this folder nor the experiment.
-    parts = (m for m in list(sys.modules) if m.startswith("experiments.cloc.vesl."))
-    jobs = (m.__name__ for m in (common, filtering, label_regions, reshard, resume))
-    running.travels(*parts, *jobs)
-    overrides = [f.removeprefix("--config.") for f in flags if f.startswith("--config.")]
-    flags = [f for f in flags if not f.startswith("--config.")]
-    running.check_flags(flags)
+    jobs = ("common", "filtering", "label_regions", "reshard", "resume")
+    overrides, flags = corpus.begin("vesl", flags, *jobs)
+    import common
+    import label_regions
+    import resume
+    import running
+
+    # Workers have clipjax, but not the experiment.
+    running.travels(*(m for m in list(sys.modules) if m.startswith("experiments.cloc.vesl.")))
     entries, lengths = common.open_sources(corpus.named_data(args, overrides))
     plan = label_regions.make_plan(
-        entries,
-        lengths,
+        common.Job(entries, lengths, args.output),
         chosen,
-        args.threshold,
-        args.phrases,
-        args.batch,
-        args.shards,
-        args.shard_size,
-        args.filter,
-        args.remove,
-        args.drop,
+        models[0],
+        threshold=args.threshold,
+        phrases=args.phrases,
+        batch=args.batch,
+        shards=args.shards,
+        shard_size=args.shard_size,
+        filters=args.filter,
+        remove=args.remove,
+        drop=args.drop,
     )
     progress = resume.Progress(args.output, plan)
     try:
@@ -124,12 +101,12 @@ def start(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
 
 def _models(
     args: argparse.Namespace, flags: Sequence[str]
-) -> tuple[dict[str, dict[str, Any]], list[Any], list[str]]:
-    """What was chosen, for the plan; the models, not loaded; and the other flags."""
+) -> tuple[dict[str, Any], list[Any], list[str]]:
+    """What was chosen and the state of its files, for the plan; the models, not loaded; and the other flags."""
     from experiments.cloc.vesl import captioners, detectors, taggers
 
     tables = {"captioner": captioners, "tagger": taggers, "detector": detectors}
-    chosen: dict[str, dict[str, Any]] = {m: {"kind": getattr(args, m)} for m in MODELS}
+    chosen: dict[str, Any] = {m: {"kind": getattr(args, m)} for m in MODELS}
     others = []
     for flag in flags:
         model, dot, setting = flag.removeprefix("--").partition(".")
@@ -140,13 +117,15 @@ def _models(
         if name in chosen[model]:
             raise UserError(f"The setting --{model}.{name} is given twice.")
         chosen[model][name] = value
-    models = []
+    models, files = [], {}
     for model, settings in chosen.items():
         kind = settings["kind"]
         given = {k: v for k, v in settings.items() if k != "kind"}
         maker = registry.lookup(kind, tables[model].KINDS, model)
         models.append(registry.call(maker, given, f"The {model} {kind!r}"))
-    return chosen, models, others
+        if hasattr(models[-1], "fingerprint"):
+            files[model] = models[-1].fingerprint()
+    return chosen | {"model_files": files}, models, others
 
 
 def report(summary: dict[str, Any]) -> None:

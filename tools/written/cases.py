@@ -194,18 +194,14 @@ def _regions() -> list[Origin]:
     models = {
         "class": _clip("ViT-B-16"),
         "quickgelu": _clip("ViT-B-16-quickgelu", width=128, heads=2),
-        "attention": _clip("ViT-B-16"),
         "map": _clip("ViT-B-16"),
     }
-    models["attention"].image.update(
-        pool="attention", class_token=True, pool_queries=1, pool_heads=4, pool_width=32
-    )
     models["map"].image = _siglip(1000, "gelu").image
     more = {"left_out": ("regions",)}
     found = []
     for name, model in models.items():
         model.update(kind="region_dual_encoder", regions=region_section())
-        preset = PRESETS["clip"]._replace(resize="longest" if name == "attention" else "shortest")
+        preset = PRESETS["clip"]._replace(resize="longest" if name == "map" else "shortest")
         origin = _ours(f"clipjax_regions_{name}", model, preset, {"kind": "clip_bpe"})
         found.append(dataclasses.replace(origin, more=more))
         tower = {"left_out": ("regions", "text")}

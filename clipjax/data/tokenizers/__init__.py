@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clipjax import registry
+from clipjax.errors import UserError
 
 KINDS = {
     "absent": "clipjax.data.tokenizers.absent:Absent",
@@ -59,6 +60,11 @@ def make_tokenizers(config: Mapping[str, Any]) -> tuple[Tokenizer, Tokenizer]:
     """A run's tokenizers of captions and of region texts, which may be shorter (`data.regions.text_length`)."""
     length = config["model"]["text"]["length"]
     region_length = config["data"]["regions"]["text_length"]
+    whole = isinstance(region_length, int) and not isinstance(region_length, bool)
+    if region_length is not None and not (whole and region_length > 0):
+        raise UserError(
+            f"data.regions.text_length must be a whole number above 0, or None, not {region_length!r}."
+        )
     captions = make_tokenizer(config["tokenizer"], length)
     if region_length is None:
         return captions, captions

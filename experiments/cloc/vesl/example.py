@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from clipjax.data.bad import BadRecord
+
 
 class Example(NamedTuple):
     """One record on its way.
@@ -18,3 +20,13 @@ class Example(NamedTuple):
     record: Mapping[str, Any]
     image: Image.Image
     phrases: Sequence[str] = ()
+
+
+def picture_of(record: Mapping[str, Any]) -> Any:
+    """A record's picture as it is stored, also out of a list of one; BadRecord for several."""
+    image = record.get("image")
+    if not isinstance(image, list | tuple):
+        return image
+    if len(image) != 1:
+        raise BadRecord("record has several pictures" if image else "there is no image")
+    return image[0]

@@ -9,8 +9,8 @@ from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode, flatten
 from clipjax.errors import UserError
 from experiments.cloc.vesl.assign import THRESHOLD, Detections, Regions, regions
-from experiments.cloc.vesl.example import Example
-from experiments.cloc.vesl.guard import Guard
+from experiments.cloc.vesl.example import Example, picture_of
+from experiments.cloc.vesl.guard import Failed, Guard
 from experiments.cloc.vesl.phrases import MAX_PHRASES, queries
 
 FIELDS = ("boxes", "region_text", "region_scores", "captions", "phrases")  # that are written
@@ -25,12 +25,14 @@ class Labelled(NamedTuple):
       reason: why it is.
       counts: what else is to be counted.
       dropped: names of fields that were left out.
+      broken: it is bad because a model failed, which may be broken.
     """
 
     record: dict[str, Any] | None
     reason: str
     counts: Mapping[str, int] = {}
     dropped: Sequence[str] = ()
+    broken: bool = False
 
 
 class Labeller:
@@ -74,20 +76,21 @@ class Labeller:
         names that were there are named `source_...`; all others stay what they are. M may be 0.
 
         Raises:
-          UserError, OSError, MemoryError: of a model, see `Guard`, or a `source_...` that is there already.
+          UserError: of a model, see `Guard`; captions that are no lists of texts; a `source_...` that is there already.
         """
         done: list[Labelled | None] = [None] * len(records)
         opened: list[tuple[int, Example]] = []
         for number, record in enumerate(records):
             try:
-                opened.append((number, Example(record, _open(record.get("image")))))
+                image = flatten(decode(picture_of(record)))
+                opened.append((number, Example(record, image)))
             except BadRecord as error:
                 done[number] = Labelled(None, str(error))
         with self._lock:
             asked = self._ask(opened, done)
             found = self._detector([e for _, e, _ in asked])
-        for (number, example, counts), detections in zip(asked, found, strict=True):
-            done[number] = self._finish(example, counts, detections)
+        for (number, example, facts), detections in zip(asked, found, strict=True):
+            done[number] = self._finish(example, facts, detections)
         return [d for d in done if d is not None]
 
     def _ask(
@@ -97,12 +100,19 @@ class Labeller:
         asked = []
         captions = self._captioner([e for _, e in opened])
         for (number, example), texts in zip(opened, captions, strict=True):
-            if isinstance(texts, str) or not texts:
-                done[number] = Labelled(None, texts or "there is no caption")
+            if isinstance(texts, Failed):
+                done[number] = _bad(texts)
+                continue
+            if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+                raise UserError(
+                    f"The captioner must give a list of texts for every picture, and has given {texts!r}."
+                )
+            if not texts:
+                done[number] = Labelled(None, "there is no caption")
                 continue
             (found,) = self._queries([texts])
-            if isinstance(found, str):
-                done[number] = Labelled(None, found)
+            if isinstance(found, Failed):
+                done[number] = _bad(found)
                 continue
             phrases, beyond = found
             facts = {"captions": list(texts), "beyond": beyond}
@@ -110,10 +120,10 @@ class Labeller:
         return asked
 
     def _finish(
-        self, example: Example, facts: Mapping[str, Any], detections: Detections | str
+        self, example: Example, facts: Mapping[str, Any], detections: Detections | Failed
     ) -> Labelled:
-        if isinstance(detections, str):
-            return Labelled(None, detections)
+        if isinstance(detections, Failed):
+            return _bad(detections)
         try:
             kept = regions(detections, len(example.phrases), self._threshold)
         except BadRecord as error:
@@ -154,7 +164,5 @@ class Labeller:
         return Labelled(fields, "", {k: int(v) for k, v in counts.items() if v}, dropped)
 
 
-def _open(image: Any) -> Any:
-    if isinstance(image, list | tuple):
-        raise BadRecord("record has several pictures")
-    return flatten(decode(image))
+def _bad(failed: Failed) -> Labelled:
+    return Labelled(None, failed.reason, broken=failed.broken)

@@ -7,7 +7,7 @@ import numpy as np
 from clipjax.errors import UserError
 from experiments.cloc.vesl.assign import Detections
 from experiments.cloc.vesl.example import Example
-from experiments.cloc.vesl.torch_models import load_model, where
+from experiments.cloc.vesl.torch_models import files_of, load_model
 
 NO_PHRASE = " "  # the processor wants a query of every picture
 
@@ -24,6 +24,9 @@ class OwlV2:
         CLOC's is 448, for which the embeddings of places are interpolated; a multiple of the patch size.
       device: torch's, such as "cuda"; None: a GPU if there is one.
       dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+      UserError: a size below 0.
     """
 
     def __init__(
@@ -33,15 +36,26 @@ class OwlV2:
         device: str | None = None,
         dtype: str = "float32",
     ):
+        if size < 0:
+            raise UserError(
+                f"--detector.size must be a number of pixels, or 0 for the checkpoint's own, not {size}."
+            )
         self._name, self._size, self._device, self._dtype = model, size, device, dtype
 
+    def fingerprint(self) -> dict[str, int] | None:
+        """See `files_of`."""
+        return files_of(self._name)
+
     def load(self) -> None:
-        """Raises UserError if transformers or the checkpoint is not there."""
+        """Raises UserError, see `load_model`, or for a size that is no multiple of the patches'."""
         self._processor, self._model = load_model(
-            "owlv2", "Owlv2Processor", "Owlv2ForObjectDetection", self._name, self._dtype
+            "owlv2",
+            "Owlv2Processor",
+            "Owlv2ForObjectDetection",
+            self._name,
+            self._dtype,
+            self._device,
         )
-        self._device = where(self._device)
-        self._model.to(self._device)
         vision = self._model.config.vision_config
         self._side = self._size or vision.image_size
         if self._side % vision.patch_size:
@@ -60,7 +74,7 @@ class OwlV2:
             images_kwargs={"size": {"height": self._side, "width": self._side}},
             text_kwargs={"padding": "max_length", "max_length": self._words, "truncation": True},
             return_tensors="pt",
-        ).to(self._device)
+        ).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         with torch.inference_mode():
             outputs = self._model(**inputs, interpolate_pos_encoding=True)

@@ -1,21 +1,26 @@
 """Loading models of transformers, for captioners and detectors."""
 
+from pathlib import Path
 from typing import Any
 
 from clipjax.errors import UserError
+from experiments.cloc.vesl.guard import first_line
 
 
-def load_model(what: str, processor: str, model: str, name: str, dtype: str) -> tuple[Any, Any]:
-    """(processor, model) of a checkpoint, the model in evaluation mode.
+def load_model(
+    what: str, processor: str, model: str, name: str, dtype: str, device: str | None
+) -> tuple[Any, Any]:
+    """(processor, model) of a checkpoint, the model on its device in evaluation mode.
 
     Args:
       what: the kind of captioner or detector, for the message.
       processor, model: names of classes of transformers.
       name: a folder, or a name on the hub.
       dtype: torch's name of the weights' type.
+      device: torch's, such as "cuda"; None: a GPU if there is one.
 
     Raises:
-      UserError: transformers or the checkpoint is not there, or no such dtype.
+      UserError: transformers, the checkpoint or the device is not there, no such dtype, or weights of another model.
     """
     try:
         import torch
@@ -26,20 +31,39 @@ def load_model(what: str, processor: str, model: str, name: str, dtype: str) -> 
         ) from error
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"{what!r} takes dtype float32, bfloat16 or float16, not {dtype!r}.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         made = getattr(transformers, processor).from_pretrained(name)
-        loaded = getattr(transformers, model).from_pretrained(name, dtype=getattr(torch, dtype))
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # transformers' words for what cannot be reached or is no checkpoint
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"The checkpoint {name!r} cannot be loaded: {first}") from error
+        loaded, info = getattr(transformers, model).from_pretrained(
+            name,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
+        loaded.to(device)
+    # What transformers raises for no checkpoint, and torch for no device.
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"The checkpoint {name!r} cannot be loaded on {device!r}: {first_line(error)}"
+        ) from error
+    # transformers only warns of weights that it had to draw at random.
+    lacking = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    if lacking:
+        raise UserError(
+            f"The checkpoint {name!r} is of another model than {what!r} needs: {len(lacking)} of the weights are "
+            f"missing or have another shape, such as {lacking[0]}."
+        )
     return made, loaded.eval()
 
 
-def where(device: str | None) -> str:
-    """The device that is meant."""
-    import torch
+def files_of(name: str) -> dict[str, int] | None:
+    """File -> its bytes of a folder with a checkpoint, by which another one in its place is noticed.
 
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    Returns:
+      None for a name on the hub.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.cloc.vesl.example import Example
-from experiments.cloc.vesl.torch_models import load_model, where
+from experiments.cloc.vesl.torch_models import files_of, load_model
 
 
 class TransformersCaptioner:
@@ -29,17 +29,30 @@ class TransformersCaptioner:
         self._name, self._prompt, self._tokens = model, prompt, max_new_tokens
         self._device, self._dtype = device, dtype
 
+    def fingerprint(self) -> dict[str, int] | None:
+        """See `files_of`."""
+        return files_of(self._name)
+
     def load(self) -> None:
-        """Raises UserError if transformers or the checkpoint is not there."""
+        """Raises UserError, see `load_model`."""
         self._processor, self._model = load_model(
-            "transformers", "AutoProcessor", "AutoModelForImageTextToText", self._name, self._dtype
+            "transformers",
+            "AutoProcessor",
+            "AutoModelForImageTextToText",
+            self._name,
+            self._dtype,
+            self._device,
         )
-        self._device = where(self._device)
-        self._model.to(self._device)
         self._chat = getattr(self._processor, "chat_template", None) is not None
+        self._beginning = ""  # the prompt where it stands before a caption
         if self._chat:
             # What is generated begins where all prompts of the batch end.
             self._processor.tokenizer.padding_side = "left"
+        elif self._prompt:
+            # BLIP's tokenizer, for one, gives it back in lower case.
+            tokenizer = self._processor.tokenizer
+            ids = tokenizer(self._prompt)["input_ids"]
+            self._beginning = tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def __call__(self, examples: Sequence[Example]) -> list[list[str]]:
         """One caption of each picture."""
@@ -54,18 +67,12 @@ class TransformersCaptioner:
         given = {"text": [prompt] * len(examples), "padding": True} if prompt else {}
         inputs = self._processor(
             images=[e.image for e in examples], return_tensors="pt", **given
-        ).to(self._device)
+        ).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         with torch.inference_mode():
             ids_BxL = self._model.generate(**inputs, max_new_tokens=self._tokens, do_sample=False)
         if self._chat:
             ids_BxL = ids_BxL[:, inputs["input_ids"].shape[1] :]
-        texts = self._processor.batch_decode(ids_BxL, skip_special_tokens=True)
-        return [[t] if t else [] for t in (self._without(text) for text in texts)]
-
-    def _without(self, text: str) -> str:
-        """A caption without the beginning that was given."""
-        text = text.strip()
-        if not self._chat and self._prompt:
-            text = text[len(self._prompt) :] if text.startswith(self._prompt) else text
-        return text.strip()
+        decoded = self._processor.batch_decode(ids_BxL, skip_special_tokens=True)
+        texts = [t.strip().removeprefix(self._beginning).strip() for t in decoded]
+        return [[t] if t else [] for t in texts]

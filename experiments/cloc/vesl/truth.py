@@ -9,7 +9,7 @@ import numpy as np
 from clipjax.data.bad import BadRecord
 from clipjax.errors import UserError
 from experiments.cloc.vesl.assign import Detections
-from experiments.cloc.vesl.example import Example
+from experiments.cloc.vesl.example import Example, picture_of
 from experiments.cloc.vesl.meaning import meaning_of
 
 RIGHT, WRONG = 0.6, 0.01  # score of a phrase that means the object, and of one that does not
@@ -27,7 +27,7 @@ class TruthDetector:
         random, and a score from 0.1 to 0.6.
       wrong_phrase: probability that an object gets the score of another phrase, where there is one.
       score_noise: standard deviation that is added to the logit of every score.
-      seed: of all of this.
+      seed: of all of this; 0 or more.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class TruthDetector:
             raise UserError(
                 "The detector 'truth' needs jitter, false_boxes and score_noise of 0 or more."
             )
+        if seed < 0:
+            raise UserError(f"The detector 'truth' needs a seed of 0 or more, not {seed}.")
         self._miss, self._wrong = miss, wrong_phrase
         self._jitter, self._false, self._noise = jitter, false_boxes, score_noise
         self._seed = seed
@@ -66,7 +68,7 @@ class TruthDetector:
             meaning = meaning_of(record)
         except KeyError as error:
             raise BadRecord(f"the detector 'truth' needs the field {error}") from error
-        rng = np.random.default_rng(_seed(self._seed, record["image"]))
+        rng = np.random.default_rng(_seed(self._seed, picture_of(record)))
         m, p = len(boxes_Mx4), len(phrases)
         scores_MxP = np.full((m, p), WRONG)
         for number, phrase in enumerate(phrases):

@@ -10,9 +10,10 @@ from flax import linen as nn
 
 from clipjax.data.augment import fit_geometry
 from clipjax.data.geometry import WHOLE, Geometry
-from clipjax.data.images import upright_size
+from clipjax.data.images import fits, upright_size
 from clipjax.errors import UserError
-from clipjax.registry import nearest
+from clipjax.models import REGION_HEADS
+from clipjax.registry import lookup, nearest
 
 if TYPE_CHECKING:
     from clipjax.encoder import Encoder
@@ -27,7 +28,7 @@ SLACK = 1e-3
 CUTTING = 64
 
 
-class RegionEncoder:
+class RegionPrograms:
     """Embeds boxes of pictures, and finds boxes of texts, with the model of an `Encoder`.
 
     Args:
@@ -55,6 +56,15 @@ class RegionEncoder:
             raise UserError(
                 "An image tower alone has no image tokens to pool; embed regions with how='crop'."
             )
+        image = self._config["image"]
+        if how == "roi_align" and image.get("kind") == "resnet":
+            raise UserError(
+                "A ResNet's tokens cannot be projected without its attention pooling; embed regions with how='crop'."
+            )
+        if how == "roi_align" and image.get("pool") == "attention":
+            raise UserError(
+                "With model.image.pool='attention' the tokens are queries, not patches; embed regions with how='crop'."
+            )
         if how == "roi_align" and self._naflex:
             raise UserError(
                 "RoI-Align needs square pictures, and a NaFlex model has others; embed regions with how='crop'."
@@ -62,7 +72,9 @@ class RegionEncoder:
 
     def check_ground(self) -> None:
         """Refuses a model that finds no boxes."""
-        if self._config.get("regions", {}).get("kind") != "prompter":
+        kind = self._config.get("regions", {}).get("kind")
+        head = lookup(kind, REGION_HEADS, "region head") if kind else None
+        if not getattr(head, "takes_texts", False):
             raise UserError(
                 "This model cannot find the box of a text; that needs a region_dual_encoder with "
                 "config.model.regions.kind = 'prompter'."
@@ -92,13 +104,17 @@ class RegionEncoder:
         """See `Encoder.visible`."""
         self.check(how)
         boxes = _check_boxes(images, boxes)
-        if how == "crop":
-            return [np.ones(len(boxes_Mx4), bool) for boxes_Mx4 in boxes]
         found = []
         for place, (image, boxes_Mx4) in enumerate(zip(images, boxes, strict=True)):
             with self._encoder.naming(image, place):
                 size = upright_size(self._encoder.read(image))
-            found.append(self._frame(size).boxes(boxes_Mx4)[1] > 0)
+            if how == "crop":
+                cut = [
+                    (right - left, low - top) for left, top, right, low in _pixels(boxes_Mx4, size)
+                ]
+                found.append(np.array([self._fits(one) for one in cut], bool))
+            else:
+                found.append(self._frame(size).boxes(boxes_Mx4)[1] > 0)
         return found
 
     def ground(
@@ -126,6 +142,11 @@ class RegionEncoder:
     @property
     def _naflex(self) -> bool:
         return self._config["image"].get("positions") == "naflex"
+
+    def _fits(self, size: tuple[int, int]) -> bool:
+        """Whether the model takes a picture of this (width, height)."""
+        settings = {k: v for k, v in self._fitting.items() if k != "interpolation"}
+        return self._naflex or fits(size, self._config["image"]["size"], **settings)
 
     def _frame(self, size: tuple[int, int]) -> Geometry:
         """From an upright picture of (width, height) to the model's input frame."""
@@ -211,7 +232,13 @@ class RegionEncoder:
         def cut(image: Any, place: int) -> list[Any]:
             with encoder.naming(image, place):
                 picture = encoder.picture(image)
-                return [encoder.fit(picture.crop(b)) for b in _pixels(boxes[place], picture.size)]
+            cut = [picture.crop(box) for box in _pixels(boxes[place], picture.size)]
+            for number, crop in enumerate(cut):
+                if not self._fits(crop.size):
+                    raise UserError(
+                        f"Box {number} of image {place} is too long and thin to be a picture of its own; leave it out."
+                    )
+            return [encoder.fit(crop) for crop in cut]
 
         waiting: list[Any] = []
         found = [np.zeros((0, encoder.width), np.float32)]

@@ -1,14 +1,20 @@
 """Galleries of regions for the report: boxes with their nearest texts, and texts with the boxes that were found."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from clipjax.report_gallery import Answer
-from clipjax.report_pictures import COLOURS, frame_html, thumbnail_uri
+from clipjax.pages.pictures import (
+    COLOURS,
+    NO_PICTURE,
+    Answer,
+    answer_rows,
+    escaped,
+    frame_html,
+    thumbnail_or_none,
+)
 
 _SHOWN = 6  # regions or texts of a picture
 _SIDE = 320  # pixels of a thumbnail
@@ -81,7 +87,7 @@ class GroundingGallery:
 
 
 def _section(title: str, note: str, inner: str, legend: str = "") -> str:
-    return f"<h2>{_text(title)}</h2>\n<p class=note>{_text(note.strip())}</p>\n{legend}{inner}"
+    return f"<h2>{escaped(title)}</h2>\n<p class=note>{escaped(note.strip())}</p>\n{legend}{inner}"
 
 
 def _regions(image: Any, regions: Sequence[Region]) -> str:
@@ -97,16 +103,11 @@ def _regions(image: Any, regions: Sequence[Region]) -> str:
 
 
 def _region(region: Region, mark: str, tag: str) -> str:
-    answers = "".join(
-        f"<li{' class=right' if a.right else ''}><span>{'✓' if a.right else ''}</span>"
-        f"<span>{_text(a.text)}</span><span>{a.score:.3f}</span></li>"
-        for a in region.answers
-    )
-    missed = any(answer.right for answer in region.answers)
-    rank = "" if missed else f"<p class=rank>the right one is at place {region.rank:,}</p>"
+    shown = any(answer.right for answer in region.answers)
+    rank = "" if shown else f"<p class=rank>the right one is at place {region.rank:,}</p>"
     return (
-        f"<li><h3><b class={mark}>{tag}</b>{_text(region.text)}</h3>"
-        f"<ol class=answers>{answers}</ol>{rank}</li>"
+        f"<li><h3><b class={mark}>{tag}</b>{escaped(region.text)}</h3>"
+        f"<ol class=answers>{answer_rows(region.answers)}</ol>{rank}</li>"
     )
 
 
@@ -118,7 +119,7 @@ def _found(image: Any, found: Sequence[Found]) -> str:
         right = one.iou >= 0.5
         cards += (
             f"<div>{_frame(image, boxes_Mx4, marks)}"
-            f"<div class='label{' right' if right else ''}'>{'✓ ' if right else ''}{_text(one.text)}"
+            f"<div class='label{' right' if right else ''}'>{'✓ ' if right else ''}{escaped(one.text)}"
             f"<small>IoU {one.iou:.2f}</small></div></div>"
         )
     return f"<section>{cards}{_more(len(found), 'texts')}</section>\n"
@@ -131,12 +132,5 @@ def _more(count: int, what: str) -> str:
 def _frame(
     image: Any, boxes_Mx4: np.ndarray, marks: Sequence[str], tags: Sequence[str] = ()
 ) -> str:
-    try:
-        uri = thumbnail_uri(image, _SIDE)
-    except (OSError, ValueError, TypeError, KeyError):
-        return "<span class='picture empty'>no picture</span>"
-    return frame_html(uri, boxes_Mx4, marks, tags)
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
+    uri = thumbnail_or_none(image, _SIDE)
+    return NO_PICTURE if uri is None else frame_html(uri, boxes_Mx4, marks, tags)

@@ -1,0 +1,1 @@
+"""Parts of the pages that reports and inspections are: HTML that needs nothing else."""
