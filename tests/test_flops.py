@@ -75,7 +75,7 @@ def test_remat_counts_what_it_repeats():
     one, two = 2 * 3 * 4 * 6, 2 * 3 * 6 * 2
 
     def training(policy):
-        return flops.count(jax.grad(lambda *args: loss(policy, *args)), *shapes)
+        return flops.count(jax.value_and_grad(lambda *args: loss(policy, *args)), *shapes)
 
     # The gradient in x alone needs one product for each product, and both are repeated.
     assert training(jax.checkpoint_policies.everything_saveable) == 2 * (one + two)

@@ -299,7 +299,7 @@ def test_gradient_cache():
     [
         (
             dict(text_BxMxD=np.zeros((B, M + 1, D))),
-            r"regions and texts \[B, M, D\] and a mask \[B, M\], not \[8, 3, 6\], \[8, 4, 6\]",
+            r"a mask \[B, M\] that are not empty, not \[8, 3, 6\], \[8, 4, 6\] and \[8, 3\]",
         ),
         (dict(mask_BxM=np.ones(B)), r"and \[8\]"),
         (
