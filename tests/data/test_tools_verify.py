@@ -195,7 +195,7 @@ def test_mistakes(good, tmp_path, capsys):
         ([f"--hashes={tmp_path / 'there'}"], "is no file of hashes: its line 1 is 'mine'"),
         (["--limit=0"], "--limit must be at least 1"),
         (["--workers=0"], "--workers must be at least 1"),
-        (["--set", "box_format=xyxx"], "box_format 'xyxx'"),
+        (["--set", "box_format=xyxx"], "cannot be 'xyxx'"),
     )
     for arguments, words in cases:
         assert verify(good, *arguments) == 2
