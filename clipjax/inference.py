@@ -21,7 +21,7 @@ from clipjax.data.tokenizers import Tokenizer
 from clipjax.encoder import Encoder, Picture
 from clipjax.errors import UserError
 from clipjax.mesh import make_mesh, parameter_shardings
-from clipjax.models import example_batch, make_model
+from clipjax.models import boxed_params, example_batch, make_model
 
 
 class Model:
@@ -171,7 +171,7 @@ def load(
 
 def abstract_params(module: nn.Module, config: Mapping[str, Any], mesh: Mesh) -> Any:
     """Shapes, dtypes and shardings of a model's parameters."""
-    boxed = jax.eval_shape(module.init, jax.random.key(0), example_batch(config))["params"]
+    boxed = boxed_params(module, example_batch(config))
     shardings = parameter_shardings(boxed, mesh)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings

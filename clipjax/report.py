@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clipjax.errors import UserError
-from clipjax.pages.figures import curve_svg, short_number
+from clipjax.pages.numbers import short_number
 from clipjax.pages.pictures import escaped
 from clipjax.writers import read_jsonl, read_results, replace_file
 
@@ -134,6 +134,9 @@ def _curves(lines: list[dict[str, float]]) -> str:
             ys.append(value)
     if not panels:
         return ""
+    # Matplotlib takes most of a second to load, for which the start of a run need not wait.
+    from clipjax.pages.figures import curve_svg
+
     shares = {p: all(_is_share(f"{p}/{n}") for n in series) for p, series in panels.items()}
     # The loss first, then what evaluators measured, then the rest, each in the order of arrival.
     order = sorted(panels, key=lambda p: (p != "loss", not shares[p]))

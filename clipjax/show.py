@@ -17,8 +17,9 @@ from clipjax.config import to_json
 from clipjax.data.sources import make_source
 from clipjax.errors import UserError
 from clipjax.mesh import AXES, check_batch, make_mesh, remarks
+from clipjax.models import boxed_params
 from clipjax.progress import console
-from clipjax.step import abstract_state, boxed_params, make_losses, make_parts
+from clipjax.step import abstract_state, make_losses, make_parts
 from clipjax.train import flops_per_sample
 from clipjax.workdir import resolve
 
@@ -55,7 +56,7 @@ def show(config: ConfigDict) -> int:
     out.print("Config", style="bold")
     out.print(to_json(config), markup=False, highlight=False, soft_wrap=True)
     out.print(_parameter_table(params, trained))
-    for line in [remark, *remarks(boxed_params(model, config), mesh)]:
+    for line in [remark, *remarks(boxed_params(model, example_batch(config)), mesh)]:
         if line:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -17,7 +17,7 @@ from clipjax.errors import UserError
 from clipjax.gradient_cache import value_and_grad
 from clipjax.losses import KINDS
 from clipjax.mesh import parameter_shardings, replicated
-from clipjax.models import make_model, matmul_precision
+from clipjax.models import boxed_params, make_model, matmul_precision
 
 
 @flax.struct.dataclass
@@ -54,7 +54,7 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
             "set it (CLOC: 4), or train a 'dual_encoder'."
         )
     rate = optim.make_schedule(config)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), example_batch(config))["params"]
+    boxed = boxed_params(model, example_batch(config))
     return Parts(model, optim.make_optimizer(config["optim"], nn.unbox(boxed), rate), rate)
 
 
@@ -192,11 +192,6 @@ def init_state(
         return jax.jit(fresh, out_shardings=shardings)(config["seed"], pretrained)
 
 
-def boxed_params(model: nn.Module, config: Mapping[str, Any]) -> Any:
-    """Shapes and dtypes of the parameters, in boxes with the names of their axes."""
-    return jax.eval_shape(model.init, jax.random.key(0), example_batch(config))["params"]
-
-
 def abstract_state(
     model: nn.Module, config: Mapping[str, Any], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> State:
@@ -204,7 +199,7 @@ def abstract_state(
 
     The optimizer's moments and the average are split as their parameters are; its counters are whole everywhere.
     """
-    boxed = boxed_params(model, config)
+    boxed = boxed_params(model, example_batch(config))
     where = parameter_shardings(boxed, mesh)
     params = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), where

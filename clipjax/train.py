@@ -31,7 +31,7 @@ from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import BATCH, HOST_ONLY
 from clipjax.mesh import batch_sharding, check_batch, make_mesh, remarks
-from clipjax.models import make_model, model_parts
+from clipjax.models import boxed_params, make_model, model_parts
 from clipjax.profiling import Clock, Profile
 from clipjax.report import write_report
 from clipjax.run_log import Dispatched, RunLog
@@ -39,7 +39,6 @@ from clipjax.signals import Stopped, stop_signals
 from clipjax.step import (
     State,
     abstract_state,
-    boxed_params,
     init_state,
     make_losses,
     make_parts,
@@ -96,7 +95,7 @@ def _train(
     evaluators = make_evaluators(config.evals, encoder)
 
     like = abstract_state(model, config, optimizer, mesh)
-    for remark in remarks(boxed_params(model, config), mesh) if first() else ():
+    for remark in remarks(boxed_params(model, example_batch(config)), mesh) if first() else ():
         tell(remark)
     # This traces the whole step, so a mistake in any setting shows before the workdir is touched.
     work = flops_per_sample(config, losses, optimizer, rate, like)

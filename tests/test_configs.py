@@ -14,7 +14,8 @@ from clipjax.defaults import base_config
 from clipjax.errors import UserError
 from clipjax.evals import KINDS
 from clipjax.mesh import make_mesh
-from clipjax.step import boxed_params, make_losses, make_parts
+from clipjax.models import boxed_params
+from clipjax.step import make_losses, make_parts
 from clipjax.workdir import resolve
 
 CONFIGS = ROOT / "configs"
@@ -37,7 +38,7 @@ def test_parts_fit_together(name):
     config = resolve(load_config(f"{CONFIGS}/{name}", base_config()), 1_000_000)
     model, _, _ = make_parts(config)
     losses = make_losses(config.losses, make_mesh({"data": 1}, jax.devices()[:1]))
-    params = nn.unbox(boxed_params(model, config))
+    params = nn.unbox(boxed_params(model, example_batch(config)))
 
     def total(params, batch):
         outputs = model.apply({"params": params}, batch, train=True)

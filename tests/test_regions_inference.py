@@ -17,6 +17,7 @@ from clipjax.encoder_regions import SLOTS
 from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
 from clipjax.models import (
+    boxed_params,
     example_batch,
     image_section,
     make_model,
@@ -81,7 +82,7 @@ def prompter():
     )
     config.preprocess.resize = "longest"
     model = make_model(config.model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch(config.model))["params"]
+    shapes = boxed_params(model, example_batch(config.model))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: rng.normal(scale=0.3, size=x.shape).astype(x.dtype), nn.unbox(shapes)

@@ -11,8 +11,9 @@ from PIL import ExifTags, Image
 
 from clipjax.data.images import upright_size
 from clipjax.evals.retrieval import Retrieval
-from clipjax.pages.figures import curve_svg, short_number
+from clipjax.pages.figures import curve_svg
 from clipjax.pages.galleries import Gallery, Query
+from clipjax.pages.numbers import short_number
 from clipjax.pages.pictures import Answer, frame_html, thumbnail_uri
 from clipjax.pages.region_galleries import Found, GroundingGallery, Region, RegionGallery
 from clipjax.report import write_report

@@ -32,7 +32,14 @@ def clipjax_step(scan: bool):
     from clipjax import optim
     from clipjax.defaults import base_config
     from clipjax.mesh import make_mesh
-    from clipjax.models import example_batch, image_section, make_model, model_section, text_section
+    from clipjax.models import (
+        boxed_params,
+        example_batch,
+        image_section,
+        make_model,
+        model_section,
+        text_section,
+    )
     from clipjax.step import init_state, make_losses, make_step
 
     config = base_config()
@@ -48,7 +55,7 @@ def clipjax_step(scan: bool):
     config.batch_size = BATCH
     mesh, model = make_mesh(), make_model(config.model)
     example = example_batch(config.model, BATCH)
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), example))["params"]
+    shapes = nn.unbox(boxed_params(model, example))
     count = sum(x.size for x in jax.tree.leaves(shapes))
     assert count == PARAMETERS, count
     rate = optim.schedule("constant", peak=1e-4, total=10**9, warmup=0, batch_size=BATCH)

@@ -20,7 +20,7 @@ from clipjax.data.regions import check_box_format, draw_regions
 from clipjax.data.shards import FILTERED
 from clipjax.data.sources.rows import strings
 from clipjax.errors import UserError
-from clipjax.pages.figures import short_number
+from clipjax.pages.numbers import short_number
 from clipjax.progress import console
 
 PICTURES = 48  # of a page, of all sources together

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -206,6 +207,26 @@ def example_batch(config: Mapping[str, Any], size: int = 1) -> dict[str, jax.Sha
     if "regions" in config:
         batch |= example_regions(size, 1, config["text"]["length"])
     return batch | {"sample_seed": jax.ShapeDtypeStruct((size,), jnp.uint32)}
+
+
+def boxed_params(module: nn.Module, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+    """Shapes and dtypes of a module's parameters, in boxes with the names of their axes.
+
+    Nothing is allocated. A module is traced once for all who ask, since a start asks several times.
+    """
+    shapes = tuple(sorted(batch.items()))
+    try:
+        hash(module)
+    except TypeError:  # one of its settings is a list or an array
+        return _trace(module, shapes)
+    return jax.tree.map(lambda x: x, _traced(module, shapes))  # a tree of the caller's own
+
+
+def _trace(module: nn.Module, batch: tuple[tuple[str, jax.ShapeDtypeStruct], ...]) -> Any:
+    return jax.eval_shape(module.init, jax.random.key(0), dict(batch))["params"]
+
+
+_traced = functools.lru_cache(maxsize=16)(_trace)
 
 
 def model_parts(config: Mapping[str, Any]) -> list[tuple[str, Any]]:

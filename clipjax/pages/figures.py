@@ -10,6 +10,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from clipjax.pages.numbers import short_number
+
 _POINTS = 400  # points drawn of one curve; longer ones become the mean and range of this many bins
 
 # Stand-ins that the SVG is drawn in; each is replaced by a CSS variable, so that a figure turns
@@ -82,14 +84,6 @@ def curve_svg(
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline(buffer.getvalue().decode("utf-8"), title)
-
-
-def short_number(value: float) -> str:
-    """1234567 as 1.23M."""
-    for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g}{unit}"
-    return f"{value:.4g}"
 
 
 def _binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

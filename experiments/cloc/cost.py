@@ -16,15 +16,14 @@ from clipjax.defaults import base_config
 from clipjax.errors import UserError
 from clipjax.flops import count
 from clipjax.losses import grounding, region_contrastive, softmax_contrastive
-from clipjax.models import make_model
+from clipjax.models import boxed_params, make_model
 
 
 def parts(config) -> dict[str, float]:
     """Name -> FLOPs of training on one sample."""
     module = make_model(config.model)
     one = example_batch(config, 1)
-    init = jax.eval_shape(module.init, jax.random.key(0), one)
-    params = nn.unbox(init)["params"]
+    params = nn.unbox(boxed_params(module, one))
 
     def forward(*fields: str) -> float:
         batch = {name: one[name] for name in fields}

@@ -4,8 +4,8 @@
   python experiments/cloc/sweep.py --output=runs/cloc --table
 
 Scenes are composed once and read from files. Runs of one budget get the same FLOPs, as counted from their train steps:
-those whose step is cheaper see more samples. The arms and three seeds have the whole budget, `half-` (ablations) half of it,
-`long-` twice. A run that was stopped goes on where it was.
+those whose step is cheaper see more samples. The arms and three seeds have the whole budget, `half-` (ablations) half
+of it, `long-` twice. A run that was stopped goes on where it was.
 """
 
 import argparse

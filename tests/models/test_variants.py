@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from clipjax import flops, rules
 from clipjax.errors import UserError
-from clipjax.models import example_batch, make_model
+from clipjax.models import boxed_params, example_batch, make_model
 from clipjax.models.variants import RESNETS, VARIANTS, model_config
 
 # Millions of parameters and forward GFLOPs a pair (2 for each multiply-add): open_clip's model_profile.csv.
@@ -64,7 +64,7 @@ def abstract(name):
     config = model_config(name)
     model = make_model(config)
     batch = example_batch(config)
-    return model, nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch))["params"], batch
+    return model, nn.unbox(boxed_params(model, batch)), batch
 
 
 def size(tree):
@@ -158,3 +158,29 @@ def test_resnets(name):
     assert size([params["text"], params["text_head"]]) == text
     quick = model_config(f"{name}-quickgelu")
     assert quick.text.activation == "quick_gelu"
+
+
+class Traced(nn.Module):
+    """Counts how often it is traced."""
+
+    sizes: object
+    times = 0
+
+    @nn.compact
+    def __call__(self, batch):
+        type(self).times += 1
+        return nn.Dense(self.sizes[0])(batch["x"])
+
+
+def test_a_module_is_traced_once_for_its_shapes():
+    batch = {"x": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    first, again = (boxed_params(Traced((4,)), batch) for _ in range(2))
+    assert Traced.times == 1
+    first["Dense_0"].pop("kernel")  # a caller's tree is its own
+    assert again["Dense_0"]["kernel"].shape == (3, 4)
+    assert boxed_params(Traced((4,)), batch)["Dense_0"]["kernel"].shape == (3, 4)
+    assert boxed_params(Traced((5,)), batch)["Dense_0"]["kernel"].shape == (3, 5)
+    for width in (6, 7):  # a list cannot be hashed
+        found = boxed_params(Traced([width]), batch)
+        assert found["Dense_0"]["kernel"].shape == (3, width)
+    assert Traced.times == 4
