@@ -313,9 +313,18 @@ def test_a_hundred_thousand_tars_start_at_once(tmp_path):
         for n in range(100_000)
     ]
     (tmp_path / "web.tars").write_text("\n".join(lines) + "\n")
-    start = time.process_time()
-    assert len(Tars(str(tmp_path / "web.tars"))) == 10**9
-    assert time.process_time() - start < 2
+
+    def seconds(work):
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    def read():
+        assert len(Tars(str(tmp_path / "web.tars"))) == 10**9
+
+    # Beside what reading the list's lines takes on this machine, which may be slow and busy.
+    pairs = [(seconds(read), seconds(lambda: [*map(json.loads, lines)])) for _ in range(3)]
+    assert min(one / other for one, other in pairs) < 4
 
 
 def test_reading_ahead_shares_requests(memory, monkeypatch):
