@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "load", "losses"]
 
-_LAZY = {"load": ("clipjax.inference", "load"), "UserError": ("clipjax.errors", "UserError")}
+_LAZY = {"load": ("clipjax.encode.inference", "load"), "UserError": ("clipjax.errors", "UserError")}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import re
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,11 +57,30 @@ def load_config(file_and_arg: str, base: ConfigDict, overrides: Sequence[str] = 
     return config.lock()
 
 
+def import_root(file: Path) -> Path:
+    """The folder from which a config's import paths are meant: `experiments.mine.losses:my_loss` lies under it.
+
+    It is the nearest folder above the file that is a project (it holds `pyproject.toml`, `.git` or `experiments`), or
+    else the file's own.
+    """
+    folder = file.absolute().parent
+    marks = ("pyproject.toml", ".git", "experiments")
+    projects = (p for p in (folder, *folder.parents) if any((p / mark).exists() for mark in marks))
+    return next(projects, folder)
+
+
+def make_importable(root: Path) -> None:
+    """Adds a folder to those that Python imports from, after all others: nothing installed is shadowed."""
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+
+
 def import_file(file: Path) -> ModuleType:
     """The module in a Python file that is in no package, such as a config; one config builds on another with
 
     quickstart = import_file(Path(__file__).with_name("quickstart.py"))
     """
+    make_importable(import_root(file))
     spec = importlib.util.spec_from_file_location(f"clipjax_config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -17,25 +17,27 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from clipjax import checkpoint, flops
-from clipjax.agreement import Tally, batch_share, by_first, check_same, from_first
+from clipjax import checkpoint
 from clipjax.batch import example_batch
 from clipjax.checkpoint import Checkpointer, due
 from clipjax.convert.pretrained import load_pretrained
+from clipjax.cost import flops
 from clipjax.data.pipeline import batches
 from clipjax.data.stream import COUNTERS, Stream
 from clipjax.data.tokenizers import Tokenizer, make_tokenizers
-from clipjax.distributed import barrier, first, tell
-from clipjax.encoder import Encoder
+from clipjax.encode.encoder import Encoder
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import BATCH, HOST_ONLY
+from clipjax.job.agreement import Tally, batch_share, by_first, check_same, from_first
+from clipjax.job.distributed import barrier, first, tell
+from clipjax.job.signals import Stopped, stop_signals
+from clipjax.job.watchdog import Watchdog, guard
+from clipjax.log.profiling import Clock, Profile
+from clipjax.log.report import write_report
+from clipjax.log.run_log import Dispatched, RunLog
 from clipjax.mesh import batch_sharding, check_batch, make_mesh, remarks
 from clipjax.models import boxed_params, make_model, model_parts
-from clipjax.profiling import Clock, Profile
-from clipjax.report import write_report
-from clipjax.run_log import Dispatched, RunLog
-from clipjax.signals import Stopped, stop_signals
 from clipjax.step import (
     State,
     abstract_state,
@@ -44,7 +46,6 @@ from clipjax.step import (
     make_parts,
     make_step,
 )
-from clipjax.watchdog import Watchdog, guard
 from clipjax.workdir import check_shared, claim, resolve, versions
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from clipjax.config import flatten, from_json, in_samples, to_json
 from clipjax.errors import UserError
-from clipjax.writers import replace_file
+from clipjax.log.writers import replace_file
 
 # Fields that may differ when a run goes on: they change what is reported or where it runs, not what is learnt.
 FREE = (

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from clipjax import hlo, optim, rules
+from clipjax import optim, rules
 from clipjax.config import load_config
+from clipjax.cost import hlo
 from clipjax.defaults import base_config
 from clipjax.models import model_parts
 from clipjax.plan import topology

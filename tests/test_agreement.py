@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax import agreement
-from clipjax.agreement import Share, Tally, batch_share, check_same
 from clipjax.errors import SharedError, UserError
+from clipjax.job import agreement
+from clipjax.job.agreement import Share, Tally, batch_share, check_same
 from clipjax.mesh import AXES, make_mesh
 
 

@@ -4,9 +4,9 @@ import hashlib
 import json
 
 import pytest
-from tiny_run import CONFIG, start, trajectory
 
 from clipjax.cli import main
+from tests.tiny_run import CONFIG, start, trajectory
 
 SMALL = ("--config.evals={}",)
 

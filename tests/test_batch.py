@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from tiny_run import tiny_config
 
 from clipjax.batch import example_batch
 from clipjax.data.pipeline import batches
@@ -10,6 +9,7 @@ from clipjax.data.stream import Stream
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.errors import UserError
 from clipjax.fields import BATCH, HOST_ONLY
+from tests.tiny_run import tiny_config
 
 SCENES = {"scenes": {"kind": "scenes", "size": 96, "length": 50, "backgrounds": "plain"}}
 WAYS = {

@@ -15,15 +15,15 @@ sys.path.insert(0, str(TOOLS))
 import common  # noqa: E402
 import corpus  # noqa: E402
 import running  # noqa: E402
-from tiny_pictures import jpeg, noise  # noqa: E402
 
 from clipjax.data.bad import BadRecord  # noqa: E402
-from clipjax.data.convert import convert  # noqa: E402
-from clipjax.data.named import named  # noqa: E402
+from clipjax.data.commands.convert import convert  # noqa: E402
+from clipjax.data.commands.named import named  # noqa: E402
+from clipjax.data.commands.shards import as_json  # noqa: E402
 from clipjax.data.order import Order  # noqa: E402
-from clipjax.data.shards import as_json  # noqa: E402
 from clipjax.data.sources import array_record, make_source  # noqa: E402
 from clipjax.errors import UserError  # noqa: E402
+from tests.tiny_pictures import jpeg, noise  # noqa: E402
 
 TWO = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "coins", "moon")

@@ -20,9 +20,9 @@ import phash  # noqa: E402
 import running  # noqa: E402
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
 from apache_beam.testing.util import assert_that  # noqa: E402
-from tiny_pictures import jpeg, noise  # noqa: E402
 
 from clipjax.data.picture import Picture  # noqa: E402
+from tests.tiny_pictures import jpeg, noise  # noqa: E402
 
 PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "coins", "moon")
 

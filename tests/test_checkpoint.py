@@ -9,7 +9,6 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import tiny_config
 
 import clipjax
 from clipjax import checkpoint, optim, rules
@@ -19,6 +18,7 @@ from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
 from clipjax.models import make_model
 from clipjax.step import abstract_state, init_state
+from tests.tiny_run import tiny_config
 
 TRAIN = {"step": jnp.int32(3)}
 

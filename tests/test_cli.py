@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import clipjax
-from clipjax import commands
+from clipjax import rules
 from clipjax.cli import main
+from clipjax.commands import embed as embed_command
 
 TINY = str(Path(__file__).parent / "tiny_config.py")
 CLIP = str(Path(__file__).parents[1] / "configs" / "clip.py")
@@ -121,9 +122,9 @@ def test_embed_equals_the_library(tiny_run, photos, texts, tmp_path, capsys):
 
 
 def test_embed_reads_pictures_in_blocks(tiny_run, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "BLOCK", 2)
+    monkeypatch.setattr(embed_command, "BLOCK", 2)
     pattern, output = f"{photos}/**/*.png", tmp_path / "out.npz"
-    assert commands.embed(str(tiny_run), pattern, None, str(output)) == 0
+    assert embed_command.embed(str(tiny_run), pattern, None, str(output)) == 0
     with np.load(output) as file:
         found = dict(file)
     assert "text" not in found
@@ -210,7 +211,7 @@ def show(capsys, *arguments):
 def test_show_counts_what_a_run_has(tiny_run, capsys):
     text, found = show(capsys, f"--config={TINY}")
     params = clipjax.load(tiny_run).params
-    flat = commands.checkpoint.rules.paths(params)
+    flat = rules.paths(params)
     total = sum(leaf.size for leaf in flat.values())
     assert found["parameters"].startswith(f"{total:,} ")
     assert found["trained"] == f"{total:,}"

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
-from tiny_run import CONFIG, tiny_config
 
 from clipjax.config import apply_override, check_type, flatten, from_json, in_samples, to_json
 from clipjax.config import load_config as load
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
 from clipjax.workdir import resolve
+from tests.tiny_run import CONFIG, tiny_config
 
 
 def overridden(*overrides):

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from step_golden import ROOT
 
 from clipjax.batch import example_batch
 from clipjax.config import load_config
@@ -17,6 +16,7 @@ from clipjax.mesh import make_mesh
 from clipjax.models import boxed_params
 from clipjax.step import make_losses, make_parts
 from clipjax.workdir import resolve
+from tests.step_golden import ROOT
 
 CONFIGS = ROOT / "configs"
 SIGLIP = "clip.py:ViT-B-16-SigLIP"

@@ -11,11 +11,11 @@ import time
 
 import numpy as np
 import pytest
-from tiny_job import BATCH, PATIENCE, ROOT, STEPS, Job, finished, sample_ids
-from tiny_run import assert_same_arrays, saved, trajectory
 
-from clipjax import distributed
 from clipjax.errors import UserError
+from clipjax.job import distributed
+from tests.tiny_job import BATCH, PATIENCE, ROOT, STEPS, Job, finished, sample_ids
+from tests.tiny_run import assert_same_arrays, saved, trajectory
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_processes_with_different_configs_are_refused(tmp_path):
 
 BARRIER = """
 import sys
-from clipjax import distributed
+from clipjax.job import distributed
 distributed.start(sys.argv[1], 2, int(sys.argv[2]))
 from clipjax.errors import UserError
 distributed.barrier("both are here", 60)
@@ -130,7 +130,7 @@ def test_a_barrier_names_who_is_missing():
 HANG = """
 import sys, time
 from pathlib import Path
-from clipjax.watchdog import Watchdog
+from clipjax.job.watchdog import Watchdog
 with Watchdog({"step_timeout": 2, "pause_timeout": 60}, Path(sys.argv[1])) as dog:
     with dog.pause("evaluating"):
         time.sleep(3)  # longer than a step may take

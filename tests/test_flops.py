@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from clipjax import flops, hardware
+from clipjax.cost import flops, hardware
 
 
 def array(*shape):

@@ -1,8 +1,6 @@
 """The gradient cache: what it returns is the whole batch's, what it holds is a micro-batch's."""
 
 import functools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +8,14 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from clipjax import hlo, rules
+from clipjax import rules
+from clipjax.cost import hlo
 from clipjax.errors import UserError
 from clipjax.gradient_cache import value_and_grad
 from clipjax.mesh import batch_sharding, make_mesh, parameter_shardings
 from clipjax.models import example_batch, image_section, make_model, model_section, text_section
 from clipjax.step import make_losses
-
-sys.path.append(str(Path(__file__).parent / "losses"))
-import oracle
+from tests.losses import oracle
 
 BATCH, LENGTH, WORDS = 64, 6, 32
 WIDTH = 6  # of the shared space of the linear towers

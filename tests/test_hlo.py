@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from clipjax import hlo
+from clipjax.cost import hlo
 from clipjax.mesh import make_mesh
 
 SIZES = {"data": 2, "fsdp": 4}

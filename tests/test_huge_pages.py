@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from clipjax import huge_pages
+from clipjax.job import huge_pages
 
 
 @pytest.fixture

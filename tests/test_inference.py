@@ -17,7 +17,7 @@ from clipjax import rules
 from clipjax.cli import main
 from clipjax.convert.source import open_source
 from clipjax.data.images import fit, flatten
-from clipjax.encoder import Encoder
+from clipjax.encode.encoder import Encoder
 from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
 

@@ -10,13 +10,13 @@ from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
-from tiny_run import tiny_config
 
 from clipjax import mesh, rules
 from clipjax.errors import UserError
 from clipjax.models import example_batch, make_model
 from clipjax.plan.topology import find
 from clipjax.train import train
+from tests.tiny_run import tiny_config
 
 
 def sizes_of(made):

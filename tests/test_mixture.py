@@ -12,11 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from tiny_job import BATCH, STEPS, Job, finished, sample_ids
-from tiny_run import assert_same_arrays, saved, trajectory
 
 from clipjax.cli import main
 from clipjax.data.sources.array_record import write
+from tests.tiny_job import BATCH, STEPS, Job, finished, sample_ids
+from tests.tiny_run import assert_same_arrays, saved, trajectory
 
 CONFIG = Path(__file__).parent / "configs" / "mixture.py"
 

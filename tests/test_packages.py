@@ -2,8 +2,8 @@
 
 import pytest
 
+from clipjax.convert.packages import FILES, PackageFile, package_file
 from clipjax.errors import UserError
-from clipjax.packages import FILES, PackageFile, package_file
 
 
 @pytest.fixture

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import CONFIG, tiny_config
 
-from clipjax import hlo, rules
+from clipjax import rules
+from clipjax.cost import hlo
+from clipjax.cost.hardware import DEVICES
 from clipjax.errors import UserError
-from clipjax.hardware import DEVICES
 from clipjax.mesh import make_mesh
 from clipjax.plan import report, roofline
 from clipjax.plan.compile import compile_losses, compile_step, make_job, out_of_memory
 from clipjax.plan.plan import _next_batch, changed, extrapolate, largest_batch, plan, variations
 from clipjax.plan.topology import find
+from tests.tiny_run import CONFIG, tiny_config
 
 needs_tpu = pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"), reason="needs the compiler of the extra `plan`"

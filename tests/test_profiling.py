@@ -7,11 +7,11 @@ import threading
 
 import jax
 import pytest
-from tiny_run import CONFIG
 
 from clipjax.cli import main
 from clipjax.errors import UserError
-from clipjax.profiling import PARTS, Clock, Profile
+from clipjax.log.profiling import PARTS, Clock, Profile
+from tests.tiny_run import CONFIG
 
 
 class Step:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import (
+
+from tests.tiny_run import (
     assert_same_arrays,
     losses,
     sample_ids,

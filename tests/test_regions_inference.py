@@ -12,8 +12,8 @@ from PIL import ExifTags, Image
 import clipjax
 from clipjax.data.images import fit
 from clipjax.defaults import base_config
-from clipjax.encoder import Encoder
-from clipjax.encoder_regions import SLOTS
+from clipjax.encode.encoder import Encoder
+from clipjax.encode.regions import SLOTS
 from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
 from clipjax.models import (
@@ -185,7 +185,7 @@ def test_a_region_head_says_whether_it_finds_texts():
         return Encoder(Echo(), config, Letters(), make_mesh(), batch_size=8)
 
     encoder("prompter").check_ground()
-    encoder("clipjax.models.prompter:Prompter").check_ground()
+    encoder("clipjax.models.regions.prompter:Prompter").check_ground()
     with pytest.raises(UserError, match="cannot find the box of a text"):
         encoder("roi_align").check_ground()
 

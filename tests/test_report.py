@@ -11,13 +11,13 @@ from PIL import ExifTags, Image
 
 from clipjax.data.images import upright_size
 from clipjax.evals.retrieval import Retrieval
-from clipjax.pages.figures import curve_svg
-from clipjax.pages.galleries import Gallery, Query
-from clipjax.pages.numbers import short_number
-from clipjax.pages.pictures import Answer, frame_html, thumbnail_uri
-from clipjax.pages.region_galleries import Found, GroundingGallery, Region, RegionGallery
-from clipjax.report import write_report
-from clipjax.writers import JsonlWriter, write_results
+from clipjax.log.pages.figures import curve_svg
+from clipjax.log.pages.galleries import Gallery, Query
+from clipjax.log.pages.numbers import short_number
+from clipjax.log.pages.pictures import Answer, frame_html, thumbnail_uri
+from clipjax.log.pages.region_galleries import Found, GroundingGallery, Region, RegionGallery
+from clipjax.log.report import write_report
+from clipjax.log.writers import JsonlWriter, write_results
 
 EVIL = "<script>alert('x')</script> & \"q\""
 VOID = {"meta", "img", "use", "path", "br", "rect", "line", "circle"}

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
-from tiny_run import tiny_config
 
 from clipjax import rules
 from clipjax.data.tokenizers import make_tokenizer
-from clipjax.encoder import Encoder
+from clipjax.encode.encoder import Encoder
 from clipjax.mesh import make_mesh
 from clipjax.models import example_batch
 from clipjax.step import abstract_state, init_state, make_losses, make_parts, make_step
 from clipjax.workdir import resolve
+from tests.tiny_run import tiny_config
 
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 

@@ -11,8 +11,9 @@ import re
 from typing import NamedTuple
 
 import pytest
-import step_golden
-from step_golden import CASES, COLLECTIVES, COMMAND, ROOT
+
+from tests import step_golden
+from tests.step_golden import CASES, COLLECTIVES, COMMAND, ROOT
 
 VERSIONS = re.findall(r"^jax==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 BATCH, LAYERS, IMAGE_TOKENS, TEXT_TOKENS = 64, 2, 16, 8

@@ -6,12 +6,12 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny_run import losses, sample_ids, tiny_config, trajectory
 
 import clipjax
 from clipjax import mesh, rules, train
 from clipjax.errors import UserError
-from clipjax.run_log import RunLog
+from clipjax.log.run_log import RunLog
+from tests.tiny_run import losses, sample_ids, tiny_config, trajectory
 
 
 class Spy:
@@ -244,7 +244,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
 def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
     config = tiny_config("evals={}", "checkpoint.every=8", steps=4)
     with config.unlocked():
-        config.losses.bad = {"kind": "tiny_parts:good_value_bad_gradient"}
+        config.losses.bad = {"kind": "tests.tiny_parts:good_value_bad_gradient"}
     with pytest.raises(UserError, match="gradient norm is nan at 8 samples"):
         run(tmp_path, config=config)
     assert not list((tmp_path / "checkpoints").iterdir())
@@ -253,7 +253,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
 def flawed(every, *overrides, steps=8):
     config = tiny_config("evals={}", *overrides, steps=steps)
     with config.unlocked():
-        config.data.sources = {"flawed": {"kind": "tiny_parts:Flawed", "every": every}}
+        config.data.sources = {"flawed": {"kind": "tests.tiny_parts:Flawed", "every": every}}
     return config
 
 

@@ -5,11 +5,12 @@ import re
 
 import numpy as np
 import pytest
-import tiny_vesl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tiny_pictures import jpeg, noise
+
+from tests import tiny_vesl
+from tests.tiny_pictures import jpeg, noise
 
 pytest.importorskip("textblob")
 

@@ -19,18 +19,18 @@ sys.path.insert(0, str(COMMAND.parent))
 
 import common  # noqa: E402
 import corpus  # noqa: E402
-import tiny_vesl  # noqa: E402
 import vesl  # noqa: E402
-from tiny_pictures import jpeg, noise  # noqa: E402
 
+from clipjax.data.commands.targets import make_target  # noqa: E402
 from clipjax.data.sources import array_record, make_source  # noqa: E402
-from clipjax.data.targets import make_target  # noqa: E402
 from clipjax.data.tokenizers import make_tokenizer  # noqa: E402
 from clipjax.defaults import base_config  # noqa: E402
 from clipjax.errors import UserError  # noqa: E402
 from experiments.cloc.score_vesl import row, score_folder  # noqa: E402
 from experiments.cloc.vesl.captioners import FieldCaptioner  # noqa: E402
 from experiments.cloc.vesl.taggers import TextBlobTagger  # noqa: E402
+from tests import tiny_vesl  # noqa: E402
+from tests.tiny_pictures import jpeg, noise  # noqa: E402
 
 COUNT = 90
 NOISE = ["--detector.miss=0.1", "--detector.jitter=0.05", "--detector.score_noise=0.5"]
@@ -130,7 +130,12 @@ def test_filter_remove_phrases_and_config(tmp_path):
         ["filter", *data, f"--output={tmp_path / 'few'}", "--filter=ranges={'number': (4, None)}"]
     )
     corpus.start(args, flags)
-    flags = [*data, f"--output={tmp_path / 'out'}", "--detector=tiny_vesl:Fussy", "--shards=2"]
+    flags = [
+        *data,
+        f"--output={tmp_path / 'out'}",
+        "--detector=tests.tiny_vesl:Fussy",
+        "--shards=2",
+    ]
     flags += ["--filter=values={'language': {'en', 'fr'}}", f"--remove={tmp_path / 'few'}"]
     summary = start(*flags, "--phrases=1")
     assert [r["number"] for r in records(tmp_path / "out")] == [4, 6, 8, 10]
@@ -175,7 +180,7 @@ def test_a_model_that_falls_over_at_the_end_of_a_shard_loses_nothing(tmp_path, m
     bad = numbered(30) | {"image": b"no picture"}
     array_record.write([*map(numbered, range(30)), bad], tmp_path / "data.arrayrecord")
     flags = [tmp_path / "data.arrayrecord", f"--output={tmp_path / 'out'}", "--shards=2"]
-    flags += ["--detector=tiny_vesl:Fragile", "--batch=4"]
+    flags += ["--detector=tests.tiny_vesl:Fragile", "--batch=4"]
     monkeypatch.setattr(tiny_vesl.Fragile, "at", 22)
     with pytest.raises(UserError, match=r"The last 8 records of shard 1 have failed.*\(detector f"):
         start(*flags)
@@ -190,9 +195,9 @@ def test_a_model_that_falls_over_at_the_end_of_a_shard_loses_nothing(tmp_path, m
 
 def test_a_disk_that_fails_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_vesl.Gone, "looks", 0)
-    flags = ["--detector=tiny_vesl:Fussy", "--shards=1"]
+    flags = ["--detector=tests.tiny_vesl:Fussy", "--shards=1"]
     with pytest.raises(UserError, match=r"^Record 0 cannot be read \(OSError: the disk is gone\)"):
-        start("tiny_vesl:Gone", f"--output={tmp_path / 'out'}", *flags)
+        start("tests.tiny_vesl:Gone", f"--output={tmp_path / 'out'}", *flags)
 
 
 def test_a_shard_that_cannot_be_noted_is_said(tmp_path):
@@ -214,7 +219,7 @@ def test_a_shard_that_cannot_be_noted_is_said(tmp_path):
 
 
 def test_what_is_dropped_need_not_fit_and_takes_no_room(tmp_path):
-    flags = ["tiny_vesl:Odd", "--detector=tiny_vesl:Fussy", "--shard-size=100kB"]
+    flags = ["tests.tiny_vesl:Odd", "--detector=tests.tiny_vesl:Fussy", "--shard-size=100kB"]
     with pytest.raises(UserError, match=r"cannot hold the field 'created'.*--drop created"):
         start(*flags, f"--output={tmp_path / 'out'}")
     drop = ["--drop=created", "--drop=large", "--drop=large"]
@@ -226,8 +231,8 @@ def test_what_is_dropped_need_not_fit_and_takes_no_room(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_job_goes_on_with_other_workers_to_the_same_bytes(scenes, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(HERE))  # for workers, which import the detector
-    slow = ["--detector=tiny_vesl:SlowTruth", *ARGUMENTS[1:], *NOISE]
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))  # for workers, which import the detector
+    slow = ["--detector=tests.tiny_vesl:SlowTruth", *ARGUMENTS[1:], *NOISE]
     start(scenes, f"--output={tmp_path / 'whole'}", *slow)
     output = tmp_path / "killed"
     command = [sys.executable, COMMAND, scenes, f"--output={output}", *slow]
@@ -268,8 +273,8 @@ def test_a_job_that_has_ended_does_nothing_and_loses_nothing(scenes, labels, tmp
 
 
 def test_bad_records_are_counted_and_end_nothing(tmp_path):
-    models = ["--detector=tiny_vesl:Fussy", "--shards=3"]
-    summary = start("tiny_vesl:Hostile", f"--output={tmp_path / 'out'}", *models)
+    models = ["--detector=tests.tiny_vesl:Fussy", "--shards=3"]
+    summary = start("tests.tiny_vesl:Hostile", f"--output={tmp_path / 'out'}", *models)
     assert summary["written"] == 4
     assert summary["left_out"] == {
         "detector fails (ZeroDivisionError)": 4,
@@ -283,7 +288,7 @@ def test_bad_records_are_counted_and_end_nothing(tmp_path):
     captions = tmp_path / "captions.csv"
     captions.write_text("key,text\n1,a cat\n")
     file = ["--captioner=file", f"--captioner.file={captions}", "--captioner.key=key"]
-    none = ["tiny_vesl:Hostile", f"--output={tmp_path / 'none'}", *models, *file]
+    none = ["tests.tiny_vesl:Hostile", f"--output={tmp_path / 'none'}", *models, *file]
     with pytest.raises(UserError, match=r"None of 24 records.* has the field 'key'"):
         start(*none)
     captions.write_text("key,text\n99,a cat\n")

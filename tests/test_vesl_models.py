@@ -4,23 +4,19 @@ PyTorch and transformers are no part of the extra `test`; where they are not ins
 """
 
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tiny_pictures import noise  # noqa: E402
 
 from clipjax.errors import UserError  # noqa: E402
 from experiments.cloc.vesl.assign import regions  # noqa: E402
 from experiments.cloc.vesl.example import Example  # noqa: E402
 from experiments.cloc.vesl.owlv2 import OwlV2  # noqa: E402
 from experiments.cloc.vesl.transformers_captioner import TransformersCaptioner  # noqa: E402
+from tests.tiny_pictures import noise  # noqa: E402
 
 WORDS = [
     "a",

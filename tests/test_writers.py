@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from clipjax import writers
 from clipjax.errors import UserError
-from clipjax.progress import ConsoleWriter, format_seconds
-from clipjax.writers import JsonlWriter, MultiWriter, read_jsonl
+from clipjax.log import writers
+from clipjax.log.console import ConsoleWriter, format_seconds
+from clipjax.log.writers import JsonlWriter, MultiWriter, read_jsonl
 
 
 def write_lines(path, count):

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tiny_run import CONFIG
+from tests.tiny_run import CONFIG
 
 ROOT = Path(__file__).parent.parent
 STEPS, BATCH = 24, 8

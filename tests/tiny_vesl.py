@@ -1,18 +1,14 @@
 """Parts that the tests of VESL put in the place of models."""
 
 import datetime
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from tiny_pictures import jpeg, noise
 
 from clipjax.data.bad import BadRecord
 from experiments.cloc.vesl.assign import Detections
 from experiments.cloc.vesl.truth import TruthDetector
+from tests.tiny_pictures import jpeg, noise
 
 
 class SlowTruth(TruthDetector):

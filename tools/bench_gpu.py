@@ -170,7 +170,7 @@ def describe_clipjax() -> dict[str, Any]:
     """What JAX sees here."""
     import jax
 
-    from clipjax import hardware
+    from clipjax.cost import hardware
 
     try:
         device = jax.devices()[0]
@@ -607,7 +607,7 @@ def report(bench: Bench, entries: list[Entry]) -> None:
         print("A rehearsal with tiny models: the numbers mean nothing.")
     print("\n" + table(rows) + "\n")
     if found["peak"] is None:
-        print(f"clipjax/hardware.py has no peak of {device['kind']!r}, so there is no MFU.")
+        print(f"clipjax/cost/hardware.py has no peak of {device['kind']!r}, so there is no MFU.")
     print("\n".join([*verdicts(rows, [e.model for e in entries]), *bench.remarks]))
 
 

@@ -54,7 +54,7 @@ def measure(
     import jax
     import jax.numpy as jnp
 
-    from clipjax import hlo
+    from clipjax.cost import hlo
     from clipjax.mesh import batch_sharding, make_mesh
 
     mesh = make_mesh(devices=jax.devices()[:devices])

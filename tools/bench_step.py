@@ -5,8 +5,8 @@
 
 Both sides train a CLIP of 4,771,201 parameters (ViT of width 192, 6 layers, 8 px patches of 64 px pictures; text of
 width 192, 4 layers, 32 tokens of 1,000) on the same batch size in float32 with AdamW: forward, backward, update.
-Each side is a process of its own, both with large pages (clipjax/huge_pages.py); they take turns, and the best of all
-turns is reported, since other work on the machine can only make a turn slower. clipjax's side is the library's own
+Each side is a process of its own, both with large pages (clipjax/job/huge_pages.py); they take turns, and the best of
+all turns is reported, since other work on the machine can only make a turn slower. clipjax's side is the library's own
 model, loss and step.
 """
 
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipjax import huge_pages
+from clipjax.job import huge_pages
 
 BATCH, WIDTH, HEADS, TOKENS, VOCABULARY = 64, 192, 3, 32, 1000
 PARAMETERS = 4_771_201

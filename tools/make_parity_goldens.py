@@ -14,7 +14,7 @@ import pathlib
 import sys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "tests" / "convert"))
+sys.path.insert(0, str(REPOSITORY))
 
 from parity import (  # noqa: E402  (after the path to parity_weights is set)
     big_vision,

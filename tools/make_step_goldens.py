@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clipjax.plan import topology
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 def write(name: str) -> str:
     """Writes one file, and says what has changed."""
-    import step_golden
+    from tests import step_golden
 
     job = step_golden.make(name)
     found = step_golden.resolved(name, job) | step_golden.compiled(job)

@@ -29,8 +29,8 @@ import transformers
 from clip_bpe_strings import EMOJI, NASTY, PHRASES, Strings
 from tokenizers import AddedToken, Tokenizer, models, trainers
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
-import languages
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from tests import languages
 
 GOLDENS = pathlib.Path(languages.__file__).parent / "data" / "golden"
 GOLDEN = GOLDENS / "tokenizers.json.gz"

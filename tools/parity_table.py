@@ -13,18 +13,18 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "convert"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from parity_cases import GOLDENS, Golden, lay_out, register_timm
 
 from clipjax.convert.command import convert
 from clipjax.convert.folders import open_weights
 from clipjax.convert.source import Source, open_source
 from clipjax.models import make_model
+from tests.convert.parity_cases import GOLDENS, Golden, lay_out, register_timm
 
 
 class Patch:

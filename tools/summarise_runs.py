@@ -7,7 +7,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from clipjax.writers import read_results
+from clipjax.log.writers import read_results
 
 COLUMNS = [
     (evaluator, f"{way}/{metric}")

@@ -23,8 +23,8 @@ from clipjax.convert.formats.open_clip_tokenizer_files import find_open_clip, op
 from clipjax.convert.formats.tokenizer_files import find_hugging_face, hugging_face_files
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
-import languages
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from tests import languages
 
 LENGTH = 64
 END = 49_407  # of a text, in CLIP

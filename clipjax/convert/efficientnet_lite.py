@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from clipjax.convert.blocks import conv_norm
 from clipjax.convert.files import open_tensors, read_all
 from clipjax.convert.layouts import CONV, DEPTHWISE, POINTWISE
+from clipjax.convert.packages import package_file
 from clipjax.convert.tables import KeyTable
 from clipjax.models.efficientnet import EfficientNetLite0
-from clipjax.packages import package_file
 
 TABLE = KeyTable(
     "an EfficientNet-Lite0 state dict",

@@ -12,9 +12,9 @@ from flax import linen as nn
 
 from clipjax.convert.files import open_tensors
 from clipjax.convert.formats.hugging_face import bert
+from clipjax.convert.packages import package_file
 from clipjax.convert.tables import KeyTable
 from clipjax.models.bert import Bert
-from clipjax.packages import package_file
 
 # A tower's own parameters, without the model around it.
 TABLE = KeyTable(

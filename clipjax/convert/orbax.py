@@ -161,7 +161,7 @@ def check_new(target: epath.Path) -> None:
 
 def shardings_of(model: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Path -> sharding of a `model` section's parameters on a mesh."""
-    from clipjax.inference import abstract_params
+    from clipjax.encode.inference import abstract_params
     from clipjax.models import make_model
 
     abstract = abstract_params(make_model(model), model, mesh)

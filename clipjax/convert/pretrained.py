@@ -19,8 +19,8 @@ from clipjax.convert import hub
 from clipjax.convert.express import compare
 from clipjax.convert.files import Tensor
 from clipjax.convert.source import Source, open_source, resampled
-from clipjax.distributed import first, tell
 from clipjax.errors import UserError
+from clipjax.job.distributed import first, tell
 from clipjax.models import PARTS
 
 TOWERS = {

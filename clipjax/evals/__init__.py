@@ -12,10 +12,10 @@ from clipjax.data.sources import make_source
 from clipjax.errors import UserError
 
 KINDS = {
-    "grounding": "clipjax.evals.grounding:Grounding",
-    "hard_negatives": "clipjax.evals.hard_negatives:HardNegatives",
-    "region_classification": "clipjax.evals.region_classification:RegionClassification",
-    "region_retrieval": "clipjax.evals.region_retrieval:RegionRetrieval",
+    "grounding": "clipjax.evals.regions.grounding:Grounding",
+    "hard_negatives": "clipjax.evals.regions.hard_negatives:HardNegatives",
+    "region_classification": "clipjax.evals.regions.classification:RegionClassification",
+    "region_retrieval": "clipjax.evals.regions.retrieval:RegionRetrieval",
     "retrieval": "clipjax.evals.retrieval:Retrieval",
     "zero_shot": "clipjax.evals.zero_shot:ZeroShot",
 }

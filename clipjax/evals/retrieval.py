@@ -16,8 +16,8 @@ from clipjax.evals.records import (
     texts_of,
 )
 from clipjax.evals.templates import fill, load_templates, text_hash
-from clipjax.pages.galleries import Gallery, Query
-from clipjax.pages.pictures import Answer
+from clipjax.log.pages.galleries import Gallery, Query
+from clipjax.log.pages.pictures import Answer
 
 _TITLES = {"text_to_image": "pictures for a text", "image_to_text": "texts for a picture"}
 

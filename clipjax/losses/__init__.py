@@ -4,8 +4,8 @@ A run's losses are named, weighted entries of its config. `kind` is one of `KIND
 `(outputs, batch, *, mesh, **settings) -> (scalar, metrics)`.
 """
 
-from clipjax.losses.boxes import grounding
-from clipjax.losses.regions import region_contrastive
+from clipjax.losses.regions.contrastive import region_contrastive
+from clipjax.losses.regions.grounding import grounding
 from clipjax.losses.sigmoid import sigmoid_contrastive
 from clipjax.losses.softmax import softmax_contrastive
 
@@ -14,6 +14,6 @@ __all__ = ["KINDS", "grounding", "region_contrastive", "sigmoid_contrastive", "s
 KINDS = {
     "softmax": "clipjax.losses.softmax:softmax",
     "sigmoid": "clipjax.losses.sigmoid:sigmoid",
-    "region_softmax": "clipjax.losses.regions:region_softmax",
-    "grounding": "clipjax.losses.boxes:region_grounding",
+    "region_softmax": "clipjax.losses.regions.contrastive:region_softmax",
+    "grounding": "clipjax.losses.regions.grounding:region_grounding",
 }

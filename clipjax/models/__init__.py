@@ -27,8 +27,8 @@ TEXT_TOWERS = {
     "bert": "clipjax.models.bert:Bert",
 }
 REGION_HEADS = {
-    "prompter": "clipjax.models.prompter:Prompter",
-    "roi_align": "clipjax.models.roi_align:RoiAlign",
+    "prompter": "clipjax.models.regions.prompter:Prompter",
+    "roi_align": "clipjax.models.regions.roi_align:RoiAlign",
 }
 TOWERS = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}
 # Sections of `config.model` with a kind and settings of their own: part -> (its kinds, what it is called).
@@ -39,7 +39,7 @@ PARTS = {
 }
 MODELS = {
     "dual_encoder": "clipjax.models.dual_encoder:DualEncoder",
-    "region_dual_encoder": "clipjax.models.regions:RegionDualEncoder",
+    "region_dual_encoder": "clipjax.models.regions.dual_encoder:RegionDualEncoder",
     "image_encoder": "clipjax.models.single:ImageEncoder",
     "text_encoder": "clipjax.models.single:TextEncoder",
 }

@@ -18,7 +18,7 @@ from clipjax.models.heads import (
     text_outputs,
 )
 from clipjax.models.layers import parameter
-from clipjax.models.roi_align import roi_align
+from clipjax.models.regions.roi_align import roi_align
 
 
 class DualEncoder(nn.Module):

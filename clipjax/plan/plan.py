@@ -7,9 +7,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from clipjax import hlo, optim, rules
+from clipjax import optim, rules
 from clipjax.batch import example_batch
 from clipjax.config import apply_override
+from clipjax.cost import hlo
 from clipjax.errors import UserError
 from clipjax.mesh import batch_shards, remarks
 from clipjax.models import boxed_params, model_parts

@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from clipjax.commands import check_writable
 from clipjax.errors import UserError
+from clipjax.log.console import console
+from clipjax.log.outputs import check_writable
 from clipjax.plan import topology as topologies
 from clipjax.plan.plan import changed, largest_batch, plan, variations
-from clipjax.progress import console
 
 _MEMORY = {
     "parameters": "exact",

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from clipjax import hlo
-from clipjax.hardware import Device
-from clipjax.hlo import Collective
+from clipjax.cost import hlo
+from clipjax.cost.hardware import Device
+from clipjax.cost.hlo import Collective
 from clipjax.mesh import network_domains
 
 

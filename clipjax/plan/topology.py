@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from clipjax.cost.hardware import DEVICES, Device
 from clipjax.errors import UserError
-from clipjax.hardware import DEVICES, Device
 from clipjax.registry import nearest
 
 # Shapes of whole slices by number of chips. A v5p pod counts TensorCores in Google's names, two a chip; here, chips.

@@ -1,6 +1,6 @@
 """What CLOC adds to CLIP's train step, in FLOPs: python experiments/cloc/cost.py configs/cloc_b16.py
 
-Counted from traced programs (clipjax/flops.py): the towers and the region head three times their forward pass, the
+Counted from traced programs (clipjax/cost/flops.py): the towers and the region head three times their forward pass, the
 losses over the global batch with their gradients. Nothing is compiled, and nothing is repeated for memory's sake.
 """
 
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from clipjax.batch import example_batch
 from clipjax.config import load_config
+from clipjax.cost.flops import count
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
-from clipjax.flops import count
 from clipjax.losses import grounding, region_contrastive, softmax_contrastive
 from clipjax.models import boxed_params, make_model
 

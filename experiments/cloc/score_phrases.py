@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from clipjax import registry
-from clipjax.data.named import entry_of, open_source
+from clipjax.data.commands.named import entry_of, open_source
 from clipjax.errors import UserError
 from experiments.cloc.vesl import taggers
 from experiments.cloc.vesl.meaning import LEVELS, meaning_of

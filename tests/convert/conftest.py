@@ -3,7 +3,8 @@
 import importlib.metadata
 
 import pytest
-from parity_cases import GOLDENS, lay_out
+
+from tests.convert.parity_cases import GOLDENS, lay_out
 
 
 def _need(distribution: str, version: str = "0.1.0") -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import parity_weights
 from safetensors.numpy import save_file
 
 from clipjax.convert import timm_models
 from clipjax.convert.formats import Options
+from tests.convert import parity_weights
 
 FOLDER = Path(__file__).parent / "golden" / "parity"
 BERTS = ("hugging_face_bert", "hugging_face_xlm_roberta")

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from parity_cases import GOLDENS
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -27,6 +26,7 @@ from clipjax.convert.pretrained import load_pretrained
 from clipjax.convert.shapes import parameter_shapes
 from clipjax.convert.source import cast, open_source, resized
 from clipjax.errors import UserError
+from tests.convert.parity_cases import GOLDENS
 
 
 @pytest.fixture

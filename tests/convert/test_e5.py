@@ -16,10 +16,10 @@ import pytest
 from flax import linen as nn
 
 from clipjax.convert.e5 import SETTINGS, TABLE, load_multilingual_e5_small, open_e5
+from clipjax.convert.packages import FILES, package_file
 from clipjax.data.tokenizers.hf_json import HFTokenizer
 from clipjax.errors import UserError
 from clipjax.models.bert import Bert
-from clipjax.packages import FILES, package_file
 
 TINY = {
     "width": 32,

@@ -11,7 +11,17 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from torch_bytes import (
+
+from clipjax.convert.files import (
+    open_sharded,
+    open_tensors,
+    read_all,
+    state_dict,
+    write_safetensors,
+)
+from clipjax.convert.files.torch_objects import DTYPES
+from clipjax.errors import UserError
+from tests.convert.torch_bytes import (
     archive,
     call,
     mapping,
@@ -23,16 +33,6 @@ from torch_bytes import (
     tensor,
     text,
 )
-
-from clipjax.convert.files import (
-    open_sharded,
-    open_tensors,
-    read_all,
-    state_dict,
-    write_safetensors,
-)
-from clipjax.convert.files.torch_objects import DTYPES
-from clipjax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "files"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))

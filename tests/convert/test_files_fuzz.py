@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save
-from torch_bytes import call, name, text
 
 from clipjax.convert.files import open_sharded, open_tensors, state_dict, write_safetensors
 from clipjax.errors import UserError
+from tests.convert.torch_bytes import call, name, text
 
 GOLDEN = Path(__file__).parent / "golden" / "files"
 MUTATIONS = 300  # of each kind

@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch_bytes import (
+
+from clipjax.convert.files import open_tensors, read_all
+from clipjax.convert.files.torch_legacy import MAGIC, PROTOCOL
+from clipjax.errors import UserError
+from tests.convert.torch_bytes import (
     archive,
     call,
     group,
@@ -22,10 +26,6 @@ from torch_bytes import (
     tensor,
     text,
 )
-
-from clipjax.convert.files import open_tensors, read_all
-from clipjax.convert.files.torch_legacy import MAGIC, PROTOCOL
-from clipjax.errors import UserError
 
 W = tensor((2,), (1,))
 

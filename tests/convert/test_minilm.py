@@ -7,10 +7,10 @@ from flax import linen as nn
 from safetensors.numpy import load_file
 
 from clipjax.convert.minilm import TABLE, load_minilm_l6
+from clipjax.convert.packages import FILES, package_file
 from clipjax.data.tokenizers.hf_json import HFTokenizer
 from clipjax.errors import UserError
 from clipjax.models.bert import Bert
-from clipjax.packages import FILES, package_file
 
 SENTENCE = "That is a happy person"
 # The example of the model's page, with the similarities that it shows.

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
-from parity_cases import GOLDENS, lay_out, register_timm
 
 from clipjax.convert.command import convert
 from clipjax.convert.express import check_expressed
 from clipjax.convert.folders import open_weights
 from clipjax.convert.source import open_source
 from clipjax.models import make_model
+from tests.convert.parity_cases import GOLDENS, lay_out, register_timm
 
 TOLERANCE = 1e-5
 

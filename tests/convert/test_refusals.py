@@ -1,7 +1,6 @@
 """What a format cannot express is refused in one sentence that names the field, before anything is read or written."""
 
 import pytest
-from parity_cases import GOLDENS, register_timm
 
 from clipjax.convert import formats, timm_models, timm_names
 from clipjax.convert.command import convert
@@ -14,6 +13,7 @@ from clipjax.defaults import base_config
 from clipjax.errors import UserError
 from clipjax.models import image_section, model_section, text_section
 from clipjax.models.variants import model_config
+from tests.convert.parity_cases import GOLDENS, register_timm
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 
-import languages
 import pytest
 import sentencepiece
 from tokenizers import Tokenizer
@@ -14,6 +13,7 @@ from clipjax.convert.formats.sentencepiece_model import read_model, to_tokenizer
 from clipjax.data.tokenizers import clip_bpe
 from clipjax.data.tokenizers.clean import CLEANINGS, cleaner
 from clipjax.errors import UserError
+from tests import languages
 
 TEXTS = [text for _, plain, hard in languages.strings() for text in plain[::9] + hard[::5]]
 NAMES = json.loads(gzip.decompress(languages.MORE.read_bytes()))["names"]

@@ -6,7 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import languages
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -20,6 +19,7 @@ from clipjax.data.tokenizers.clip_bpe import ClipBPE
 from clipjax.data.tokenizers.hf_json import HFTokenizer
 from clipjax.data.tokenizers.sentencepiece import SentencePiece
 from clipjax.errors import UserError
+from tests import languages
 
 GOLDENS = Path(languages.__file__).parent / "data" / "golden"
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
-from test_stream import counted, make_stream
 
 from clipjax.data.bad import BadRecord
 from clipjax.data.filters import make_filter
 from clipjax.data.stream import SOURCE_BITS
 from clipjax.errors import UserError
+from tests.data.test_stream import counted, make_stream
 
 GREY = np.zeros((30, 40, 3), np.uint8)
 

@@ -12,13 +12,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from test_stream import counted, make_stream
 
 from clipjax.cli import main
 from clipjax.data.bad import REASONS
 from clipjax.data.sources.array_record import write
 from clipjax.data.stream import SOURCE_BITS
 from clipjax.errors import UserError
+from tests.data.test_stream import counted, make_stream
 
 DAMAGED, HEALTHY = 2000, 2400
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

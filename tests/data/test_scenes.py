@@ -58,22 +58,20 @@ import socket, sys
 def refuse(*args, **kwargs):
     raise OSError("no network in this test")
 socket.socket.connect = socket.getaddrinfo = refuse
-sys.path.insert(0, {tests!r})
 from clipjax.data.scenes import Scenes, backgrounds
 for name in backgrounds.PHOTOS:
     Scenes(backgrounds=name)[0]
 assert not any(m.split(".")[0] in ("skimage", "pooch") for m in sys.modules)
-from test_scenes import digest
+from tests.data.test_scenes import digest
 print(*[digest(Scenes(seed=7)[i]) for i in (5, 2)])
 """
 
 
 def test_same_in_another_process_and_without_a_network():
     """Every photograph is read from the installed package, which is not imported; nor is what would download."""
-    program = PROCESS.format(tests=str(Path(__file__).parent))
     env = dict(os.environ, PYTHONHASHSEED="12345", PYTHONPATH=str(ROOT))
     done = subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROCESS], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     source = Scenes(seed=7)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import tiny_config
 
 from clipjax.data.pipeline import HostView, batches
 from clipjax.data.stream import COUNTERS, SOURCE_BITS, Stream
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.errors import UserError
+from tests.tiny_run import tiny_config
 
 
 def make_stream(sources=None, seed=0, **captions):
@@ -174,7 +174,7 @@ def test_sources_with_the_same_records_are_shuffled_each_its_own_way():
 
 
 def test_bad_records_are_replaced_and_counted():
-    flawed = {"flawed": {"kind": "tiny_parts:Flawed", "every": 2}}
+    flawed = {"flawed": {"kind": "tests.tiny_parts:Flawed", "every": 2}}
     stream = make_stream(flawed, kind="name_and_keywords")
     samples = [stream[i] for i in range(60)]
     assert all(s["sample_id"] % 2 for s in samples)
@@ -196,7 +196,7 @@ def test_bad_records_are_replaced_and_counted():
 
 def test_nothing_but_bad_records():
     stream = make_stream(
-        {"flawed": {"kind": "tiny_parts:Flawed", "every": 1}}, kind="name_and_keywords"
+        {"flawed": {"kind": "tests.tiny_parts:Flawed", "every": 1}}, kind="name_and_keywords"
     )
     with pytest.raises(UserError, match="20 records of source 'flawed' cannot be used at place 3"):
         stream[3]

@@ -165,8 +165,13 @@ def test_a_worker_that_dies():
 def test_killed_in_the_middle(tmp_path, to, workers):
     if to == "parquet":
         pytest.importorskip("pyarrow")
-    arguments = ["test_tools_convert:Slow", "--shards=8", f"--to={to}", f"--workers={workers}"]
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    arguments = [
+        "tests.data.test_tools_convert:Slow",
+        "--shards=8",
+        f"--to={to}",
+        f"--workers={workers}",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "clipjax.cli", "data", "convert", *arguments]
     folder = tmp_path / "killed"
     process = subprocess.Popen(

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from clipjax.cli import main
-from clipjax.data.bench import settings, wall
-from clipjax.data.inspection import printable
+from clipjax.data.commands.bench import settings, wall
+from clipjax.data.commands.bench_stages import Setting
+from clipjax.data.commands.inspection import printable
 from clipjax.data.sources import array_record
-from clipjax.data.stages import Setting
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -3,7 +3,7 @@
 import pytest
 
 from clipjax.cli import main
-from clipjax.data.named import entry_of, named, parse_setting
+from clipjax.data.commands.named import entry_of, named, parse_setting
 from clipjax.errors import UserError
 
 CONFIG = """

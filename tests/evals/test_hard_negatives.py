@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from planted import WORDS, Planted, Same
 
 from clipjax.errors import UserError
-from clipjax.evals.hard_negatives import HardNegatives
 from clipjax.evals.metrics import pair_hits
+from clipjax.evals.regions.hard_negatives import HardNegatives
+from tests.evals.planted import WORDS, Planted, Same
 
 
 def captioned(word, negatives, **more):

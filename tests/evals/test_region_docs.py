@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from planted import LEFT, RIGHT, Planted, Same, scene
 
 from clipjax.data.sources import tar_index
 from clipjax.evals import make_evaluators
-from clipjax.evals.region_retrieval import RegionRetrieval
+from clipjax.evals.regions.retrieval import RegionRetrieval
+from tests.evals.planted import LEFT, RIGHT, Planted, Same, scene
 
 
 def documented(name):

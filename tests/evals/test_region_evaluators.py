@@ -5,19 +5,19 @@ import math
 
 import numpy as np
 import pytest
-from planted import LEFT, LOW, RIGHT, SIZE, TOP, WORDS, Planted, Same, scene, scenes
 
 from clipjax.data.bad import BadRecord
 from clipjax.data.scenes import Scenes
 from clipjax.errors import PictureError, UserError
 from clipjax.evals import make_evaluators
-from clipjax.evals.grounding import Grounding
-from clipjax.evals.hard_negatives import HardNegatives
 from clipjax.evals.metrics import box_iou
-from clipjax.evals.region_classification import RegionClassification
-from clipjax.evals.region_retrieval import RegionRetrieval
+from clipjax.evals.regions.classification import RegionClassification
+from clipjax.evals.regions.grounding import Grounding
+from clipjax.evals.regions.hard_negatives import HardNegatives
+from clipjax.evals.regions.retrieval import RegionRetrieval
 from clipjax.evals.retrieval import Retrieval
 from clipjax.evals.zero_shot import ZeroShot
+from tests.evals.planted import LEFT, LOW, RIGHT, SIZE, TOP, WORDS, Planted, Same, scene, scenes
 
 
 def test_a_perfect_model_is_perfect_and_a_constant_one_is_at_chance():

@@ -7,7 +7,7 @@ import pytest
 
 from clipjax.errors import UserError
 from clipjax.losses import grounding
-from clipjax.losses.boxes import region_grounding
+from clipjax.losses.regions.grounding import region_grounding
 from clipjax.mesh import batch_sharding, make_mesh
 
 

@@ -7,16 +7,16 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 
-from clipjax import hlo
+from clipjax.cost import hlo
 from clipjax.errors import UserError
 from clipjax.losses import sigmoid_contrastive, softmax_contrastive
 from clipjax.losses.softmax import softmax, teacher_targets
 from clipjax.losses.targets import Dense, SameId
 from clipjax.losses.tiles import LAYOUTS
 from clipjax.mesh import AXES, batch_sharding, batch_shards, make_mesh
+from tests.losses import oracle
 
 B, D = 24, 12
 LOSSES = ("softmax", "sigmoid")

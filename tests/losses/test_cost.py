@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clipjax import hlo
+from clipjax.cost import hlo
 from clipjax.losses import region_contrastive, sigmoid_contrastive, softmax_contrastive
 from clipjax.mesh import batch_sharding, make_mesh
 

@@ -5,12 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from test_contrastive import LOSSES, check, embeddings
 
-from clipjax import hlo
+from clipjax.cost import hlo
 from clipjax.losses import pairs, softmax_contrastive
 from clipjax.losses.tiles import _routes
 from clipjax.mesh import batch_sharding, make_mesh
+from tests.losses.test_contrastive import LOSSES, check, embeddings
 
 
 @pytest.mark.parametrize("name", LOSSES)

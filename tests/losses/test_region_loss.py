@@ -5,17 +5,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from test_contrastive import SCALES, unit
 
 from clipjax.errors import UserError
 from clipjax.gradient_cache import value_and_grad
 from clipjax.losses import region_contrastive, softmax_contrastive
-from clipjax.losses.regions import region_softmax
+from clipjax.losses.regions.contrastive import region_softmax
 from clipjax.losses.tiles import LAYOUTS
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.step import make_losses
+from tests.losses import oracle
+from tests.losses.test_contrastive import SCALES, unit
 
 B, M, D = 8, 3, 6
 OFF = 2.0  # above any cosine: no filter

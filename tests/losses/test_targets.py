@@ -4,15 +4,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from test_contrastive import B, check, embeddings
 
 from clipjax.losses import sigmoid_contrastive, softmax_contrastive
 from clipjax.losses.pairs import Pairs
 from clipjax.losses.softmax import _Softmax
 from clipjax.losses.targets import SameId, diagonal
 from clipjax.mesh import make_mesh
+from tests.losses import oracle
+from tests.losses.test_contrastive import B, check, embeddings
 
 
 @flax.struct.dataclass

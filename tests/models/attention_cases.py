@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 import pytest
-import transformer_oracle as oracle
 
 from clipjax.models import splash
 from clipjax.platform import compiling_for
+from tests.models import transformer_oracle as oracle
 
 BATCH, TOKENS, HEADS, SIZE = 2, 5, 2, 4
 RNG = np.random.default_rng(0)

@@ -3,13 +3,10 @@
 import dataclasses
 import functools
 
-import attention_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import MASKS, splash_here  # noqa: F401
-from program import product_dtypes, shard_shapes, tpu_text
 
 from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
@@ -19,6 +16,9 @@ from clipjax.models.image import ViT
 from clipjax.models.splash import _blocks
 from clipjax.models.text import TextTransformer
 from clipjax.platform import compiling_for
+from tests.models import attention_cases as cases
+from tests.models.attention_cases import MASKS, splash_here  # noqa: F401
+from tests.models.program import product_dtypes, shard_shapes, tpu_text
 
 RNG = np.random.default_rng(1)
 

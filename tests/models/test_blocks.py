@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformer_oracle as oracle
-from derivatives import assert_gradients
 from flax import linen as nn
 
 from clipjax import rules
@@ -16,6 +14,8 @@ from clipjax.models.options import BlockOptions, block_options
 from clipjax.models.rope import ROPES, Rope, rope_table, rotate, with_prefix
 from clipjax.models.text import TextTransformer
 from clipjax.models.transformer import Transformer
+from tests.models import transformer_oracle as oracle
+from tests.models.derivatives import assert_gradients
 
 OPTIONS = BlockOptions(heads=2, mlp_dim=12, eps=1e-3)
 RNG = np.random.default_rng(0)

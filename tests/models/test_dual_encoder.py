@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformer_oracle as oracle
-from program import product_dtypes
 
 from clipjax.errors import UserError
 from clipjax.fields import OUTPUTS
@@ -15,6 +13,8 @@ from clipjax.models.dual_encoder import DualEncoder
 from clipjax.models.heads import Projection, l2_normalise
 from clipjax.models.image import ViT
 from clipjax.models.text import TextTransformer
+from tests.models import transformer_oracle as oracle
+from tests.models.program import product_dtypes
 
 IMAGE = ViT(size=8, patch=4, width=8, depth=1, heads=2, patch_dropout=0.5)
 TEXT = TextTransformer(length=5, vocab_size=11, width=8, depth=1, heads=2, end_token=10)

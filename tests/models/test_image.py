@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformer_oracle as oracle
-from derivatives import assert_gradients
 
 from clipjax import rules
 from clipjax.errors import UserError
 from clipjax.models.image import ViT, sincos_2d
 from clipjax.models.patches import kept_patches
+from tests.models import transformer_oracle as oracle
+from tests.models.derivatives import assert_gradients
 
 VIT = ViT(size=16, patch=4, width=8, depth=2, heads=2)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from clipjax import hlo
+from clipjax.cost import hlo
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models.lookup import lookup
 

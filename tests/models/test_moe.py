@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformer_oracle as oracle
-from derivatives import assert_gradients
 from flax import linen as nn
-from program import tpu_text
 
 from clipjax import rules
 from clipjax.errors import UserError
@@ -22,6 +19,9 @@ from clipjax.models.options import BlockOptions
 from clipjax.models.text import TextTransformer
 from clipjax.models.transformer import Transformer
 from clipjax.platform import compiling_for
+from tests.models import transformer_oracle as oracle
+from tests.models.derivatives import assert_gradients
+from tests.models.program import tpu_text
 
 OPTIONS = BlockOptions(heads=2, mlp_dim=12, experts=4)
 RNG = np.random.default_rng(0)

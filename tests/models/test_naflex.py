@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformer_oracle as oracle
-from derivatives import assert_gradients
 
 from clipjax.errors import UserError
 from clipjax.models.dual_encoder import DualEncoder
 from clipjax.models.image import ViT
 from clipjax.models.naflex import resampling_weights, resized_positions
 from clipjax.models.text import TextTransformer
+from tests.models import transformer_oracle as oracle
+from tests.models.derivatives import assert_gradients
 
 TORCH = json.loads((Path(__file__).parent / "naflex_torch.json").read_text())["grids"]
 VIT = ViT(

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipjax.cost.flops import count
 from clipjax.errors import UserError
-from clipjax.flops import count
-from clipjax.models.boxes import encode_corners, encode_grid
 from clipjax.models.options import BlockOptions
-from clipjax.models.prompter import Prompter
+from clipjax.models.regions.boxes import encode_corners, encode_grid
+from clipjax.models.regions.prompter import Prompter
 from clipjax.models.transformer import Block
 
 B, N, W, D, M = 2, 9, 16, 8, 3

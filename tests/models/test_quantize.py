@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from program import compiled_dtypes, product_dtypes, tpu_text
-from tiny_run import tiny_config
 
 from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
@@ -21,6 +19,8 @@ from clipjax.models.quantize import KINDS, quantized_matmul
 from clipjax.models.transformer import Transformer
 from clipjax.step import init_state, make_losses, make_parts, make_step
 from clipjax.workdir import claim, resolve
+from tests.models.program import compiled_dtypes, product_dtypes, tpu_text
+from tests.tiny_run import tiny_config
 
 pytest.importorskip("qwix")
 RNG = np.random.default_rng(0)

@@ -12,8 +12,8 @@ import pytest
 from clipjax import rules
 from clipjax.errors import UserError
 from clipjax.losses import grounding, region_contrastive, softmax_contrastive
-from clipjax.losses.boxes import region_grounding
-from clipjax.losses.regions import region_softmax
+from clipjax.losses.regions.contrastive import region_softmax
+from clipjax.losses.regions.grounding import region_grounding
 from clipjax.models import (
     example_batch,
     image_section,
@@ -22,7 +22,7 @@ from clipjax.models import (
     region_section,
     text_section,
 )
-from clipjax.models.roi_align import POINTS, roi_align
+from clipjax.models.regions.roi_align import POINTS, roi_align
 
 B, M = 4, 2
 

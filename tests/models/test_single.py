@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import transformer_oracle as oracle
 
 from clipjax.errors import UserError
 from clipjax.fields import OUTPUTS
@@ -14,6 +13,7 @@ from clipjax.models import (
     model_section,
     text_section,
 )
+from tests.models import transformer_oracle as oracle
 
 IMAGE = image_section(size=8, patch=4, width=8, depth=1, heads=2, patch_dropout=0.5)
 TEXT = text_section(length=5, vocab_size=11, width=8, depth=1, heads=2, end_token=10)

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-import transformer_oracle as oracle
 
 from clipjax.errors import UserError
 from clipjax.models.text import TextTransformer
+from tests.models import transformer_oracle as oracle
 
 END = 9
 TEXT = TextTransformer(length=6, vocab_size=11, width=8, depth=2, heads=2, end_token=END)

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformer_oracle as oracle
-from derivatives import assert_gradients
 
-from clipjax import flops
+from clipjax.cost import flops
 from clipjax.errors import UserError
 from clipjax.models.attention import SelfAttention, dot_product_attention
 from clipjax.models.layers import ACTIVATIONS, LayerNorm, activation, layer_norm
 from clipjax.models.options import BlockOptions
 from clipjax.models.pooling import AttentionPool, MapPool
 from clipjax.models.transformer import Transformer
+from tests.models import transformer_oracle as oracle
+from tests.models.derivatives import assert_gradients
 
 OPTIONS = BlockOptions(heads=2, mlp_dim=24)
 STACK = Transformer(3, OPTIONS)

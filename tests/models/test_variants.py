@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from clipjax import flops, rules
+from clipjax import rules
+from clipjax.cost import flops
 from clipjax.errors import UserError
 from clipjax.models import boxed_params, example_batch, make_model
 from clipjax.models.variants import RESNETS, VARIANTS, model_config

@@ -14,9 +14,9 @@ from apache_beam.utils.shared import Shared
 
 from clipjax import __version__
 from clipjax.data.bad import BadRecord
+from clipjax.data.commands.named import Named, open_source, parse_setting
+from clipjax.data.commands.shards import as_json
 from clipjax.data.filters import Filter, make_filter
-from clipjax.data.named import Named, open_source, parse_setting
-from clipjax.data.shards import as_json
 from clipjax.data.sources.files import filesystem, is_remote, read_all
 from clipjax.errors import UserError
 from clipjax.registry import nearest

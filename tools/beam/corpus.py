@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from clipjax.data.named import Named, named
+from clipjax.data.commands.named import Named, named
 from clipjax.errors import UserError
 
 

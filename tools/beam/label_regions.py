@@ -16,8 +16,8 @@ from reshard import Cut, WriteShard, plan_of, shards_of, summary_of
 from resume import Progress, finish, note_shard
 
 from clipjax.data.bad import BadRecord
-from clipjax.data.shards import fingerprint
-from clipjax.data.targets import make_target
+from clipjax.data.commands.shards import fingerprint
+from clipjax.data.commands.targets import make_target
 from clipjax.errors import UserError
 from experiments.cloc.vesl.guard import AT_THE_END
 from experiments.cloc.vesl.label import Labelled, Labeller

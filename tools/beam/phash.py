@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from clipjax.data.hashes import hash_images
+from clipjax.data.commands.hashes import hash_images
 from clipjax.data.picture import Picture
 
 BITS = 64

@@ -35,9 +35,9 @@ from common import (
 from filtering import first_failing
 
 from clipjax import __version__
-from clipjax.data.shards import Records, count_shards, parse_size
+from clipjax.data.commands.shards import Records, count_shards, parse_size
+from clipjax.data.commands.targets import make_target
 from clipjax.data.sources.files import filesystem, is_remote
-from clipjax.data.targets import make_target
 from clipjax.errors import UserError
 
 LISTED = "in a list of --remove"
@@ -171,7 +171,7 @@ def build(
     Args:
       pipeline: Beam's.
       job: of one source.
-      to: a key of `clipjax.data.targets.TARGETS`.
+      to: a key of `clipjax.data.commands.targets.TARGETS`.
       shards, shard_size: their number, or such as "256MB"; one of them.
       shuffle: seed of a random order; None: the source's order.
       filters: `NAME=VALUE` each.

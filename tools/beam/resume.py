@@ -1,8 +1,8 @@
 """Jobs that go on where they were stopped: which shards of an output folder are whole, local or remote.
 
 While a job is under way its folder holds `progress/plan.json` and a `progress/NNNNN.json` for every shard that is
-whole, written after the shard by whatever worker made it. At the end they become `summary.json`. clipjax/data/shards.py
-does the same for one machine, whose processes can add to one file.
+whole, written after the shard by whatever worker made it. At the end they become `summary.json`.
+clipjax/data/commands/shards.py does the same for one machine, whose processes can add to one file.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 
 from common import SUMMARY, join, write_file, write_summary
 
-from clipjax.data.shards import as_json
+from clipjax.data.commands.shards import as_json
 from clipjax.data.sources.files import filesystem, is_remote, patiently, read_all, size_of
 from clipjax.errors import UserError
 

@@ -18,7 +18,7 @@ from typing import Any
 import corpus
 
 from clipjax import registry
-from clipjax.data.named import parse_setting
+from clipjax.data.commands.named import parse_setting
 from clipjax.errors import UserError
 
 # The package `experiments` lies beside `tools`, and is not installed.

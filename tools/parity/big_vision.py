@@ -9,12 +9,12 @@ import re
 from typing import Any
 
 import numpy as np
-import parity_weights
 import timm
 import torch
 import transformers
 
 from parity import golden, hugging_face
+from tests.convert import parity_weights
 
 Shapes = dict[str, tuple[int, ...]]
 IMAGE = {"width": 36, "heads": 3, "mlp": 100, "layers": 2}

@@ -19,8 +19,9 @@ import struct
 from typing import Any
 
 import numpy as np
-import parity_weights
 import torch
+
+from tests.convert import parity_weights
 
 Tensors = dict[str, list]
 _DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64", torch.int32: "I32"}

@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import parity_weights
 import safetensors.torch
 import torch
 import transformers
 
 from parity import golden
+from tests.convert import parity_weights
 
 VOCABULARY, CONTEXT = 45, 9
 WEIGHTS = "model.safetensors"

@@ -11,11 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import parity_weights
 from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from parity_cases import GOLDENS, Golden, lay_out
 
 from clipjax import checkpoint
 from clipjax.config import to_json
@@ -29,6 +27,8 @@ from clipjax.defaults import base_config
 from clipjax.models import make_model, model_section, region_section, text_section
 from clipjax.models.variants import model_config
 from clipjax.workdir import versions
+from tests.convert import parity_weights
+from tests.convert.parity_cases import GOLDENS, Golden, lay_out
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKENIZERS = REPOSITORY / "tests" / "data" / "golden" / "tokenizers.json.gz"

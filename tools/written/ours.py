@@ -16,7 +16,7 @@ from clipjax.convert.parts import without
 from clipjax.convert.source import Source, cast, open_source, resized
 from clipjax.data.presets import Preset
 from clipjax.data.tokenizers.absent import Absent
-from clipjax.encoder import Encoder, Patches
+from clipjax.encode.encoder import Encoder, Patches
 from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
 from clipjax.models import make_model

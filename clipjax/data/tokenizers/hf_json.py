@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from clipjax.convert.packages import FILES, package_file
 from clipjax.data.tokenizers.clean import check_clean, cleaner
 from clipjax.data.tokenizers.rows import (
     OfFile,
@@ -17,7 +18,6 @@ from clipjax.data.tokenizers.rows import (
     save_once,
 )
 from clipjax.errors import UserError
-from clipjax.packages import FILES, package_file
 
 FILE_NAME = "tokenizer.json"
 

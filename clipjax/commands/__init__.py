@@ -1,0 +1,1 @@
+"""What the commands do, each with its own parser."""

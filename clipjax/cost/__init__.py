@@ -1,0 +1,1 @@
+"""What a program costs: FLOPs, peaks of devices, compiled programs read."""

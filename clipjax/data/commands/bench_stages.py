@@ -1,0 +1,174 @@
+"""The stages of a training sample one by one, for timing: what `clipjax data bench` runs."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from clipjax.data.augment import augment
+from clipjax.data.bad import BadRecord
+from clipjax.data.captions import make_captions
+from clipjax.data.commands.named import Named
+from clipjax.data.picture import Picture
+from clipjax.data.pipeline import batches
+from clipjax.data.stream import Stream
+from clipjax.errors import UserError
+
+RECORDS, BYTES = 256, 1 << 27  # that the stages after reading work on, in memory
+PREFETCH = 2
+
+
+class Stages:
+    """Some records of a stream, prepared so that each stage can be run without the others.
+
+    Args:
+      data: what was named.
+      stream: its stream.
+
+    Attributes:
+      sides: shorter sides of the pictures.
+      jpegs: pictures that libjpeg-turbo decodes by itself.
+
+    Raises:
+      UserError: none of the records can be used.
+    """
+
+    def __init__(self, data: Named, stream: Stream):
+        section, config = data.data(), data.settings()
+        self._stream, self._size = stream, config.model.image.size
+        self._augment, self._fitting = dict(section["augment"]), dict(config.preprocess)
+        self._tokenizer, self._seed = data.tokenizer(), config.seed
+        entries = section["sources"].values()
+        policies = [make_captions(e.get("captions") or section["captions"]) for e in entries]
+        self._views: list[_View] = []
+        self._captions: list[tuple[Any, Any]] = []
+        size = place = 0
+        while place < 4 * RECORDS and len(self._views) < RECORDS and size < BYTES:
+            source, number = stream.order[place]
+            place += 1
+            try:
+                record = stream.sources[source][number]
+                policies[source](record, np.random.default_rng(0))
+                images = record["image"]
+                image = images[0] if isinstance(images, list | tuple) else images
+                view = _View(image)
+                self._recolour(view, len(self._views))
+            except (BadRecord, IndexError):
+                continue
+            self._views.append(view)
+            self._captions.append((policies[source], record | {"image": None}))
+            size += len(image) + view.bytes
+        if not self._views:
+            raise UserError(
+                f"None of {place} records can be used; look at them with: clipjax data verify."
+            )
+        self.sides = [min(view.size) for view in self._views]
+        self.jpegs = [v.encoded for v in self._views if _is_jpeg(v.encoded)]
+
+    def read(self, place: int) -> None:
+        """Reads the record of a place of the stream."""
+        source, number = self._stream.order[place]
+        with contextlib.suppress(BadRecord):
+            self._stream.sources[source][number]
+
+    def decode(self, number: int) -> None:
+        """Decodes a picture as finely as its view needs."""
+        self._views[number % len(self._views)].decode()
+
+    def augment(self, number: int) -> None:
+        """Makes the view of a decoded picture: crop, resize, colours."""
+        number %= len(self._views)
+        self._recolour(self._views[number], number)
+
+    def tokenize(self, number: int) -> None:
+        """Chooses captions and makes ids of them."""
+        policy, record = self._captions[number % len(self._captions)]
+        self._tokenizer(policy(record, np.random.default_rng(number)))
+
+    def decode_all(self, number: int) -> None:
+        """Decodes a JPEG to the last pixel, with nothing around libjpeg-turbo."""
+        simplejpeg.decode_jpeg(self.jpegs[number % len(self.jpegs)], "RGB")
+
+    def _recolour(self, view: "_View", number: int) -> None:
+        rng = np.random.default_rng((self._seed, number))
+        augment(view, self._size, self._augment, self._fitting, rng)  # type: ignore[arg-type]
+
+
+class _View:
+    """A picture that is decoded when it is first asked for, always in the same way after that.
+
+    Attributes:
+      encoded: bytes, or an array.
+      size: (width, height).
+      bytes: of the pixels.
+    """
+
+    def __init__(self, encoded: Any):
+        self.encoded, self.size, self.bytes = encoded, Picture(encoded).size, 0
+        self._ask: Callable[[Picture], Any] | None = None
+        self._found: Any = None
+
+    def pixels(self, scale: float, background: tuple[int, int, int]) -> np.ndarray:
+        """As `Picture.pixels`."""
+        return self._once(lambda picture: picture.pixels(scale, background))
+
+    def image(self, background: tuple[int, int, int]) -> Image.Image:
+        """As `Picture.image`."""
+        return self._once(lambda picture: picture.image(background))
+
+    def decode(self) -> Any:
+        """What was asked for, decoded again."""
+        return self._ask(Picture(self.encoded))
+
+    def _once(self, ask: Callable[[Picture], Any]) -> Any:
+        if self._ask is None:
+            self._ask, self._found = ask, ask(Picture(self.encoded))
+            self.bytes = np.asarray(self._found).nbytes
+        return self._found
+
+
+def _is_jpeg(image: Any) -> bool:
+    """Whether libjpeg-turbo makes RGB of it."""
+    if not isinstance(image, bytes) or not image.startswith(b"\xff\xd8\xff"):
+        return False
+    try:
+        simplejpeg.decode_jpeg(image, "RGB")
+    except ValueError:
+        return False
+    return True
+
+
+def rate(function: Callable[[int], Any], seconds: float) -> float:
+    """Calls a second of `function(0)`, `function(1)`, ..., for about so many seconds."""
+    start, number = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < seconds or not number:
+        function(number)
+        number += 1
+    return number / spent
+
+
+class Setting(NamedTuple):
+    """How batches are read: `threads` and `workers` of the section `data`."""
+
+    threads: int
+    workers: int
+
+
+class Pipeline:
+    """Batches of a stream with one setting, which go on where they were between measurements."""
+
+    def __init__(self, stream: Stream, setting: Setting, batch_size: int):
+        self._size, self._ahead = batch_size, (PREFETCH + 1) * max(1, setting.workers)
+        self._batches = batches(
+            stream, batch_size, 0, 1 << 40, prefetch=PREFETCH, **setting._asdict()
+        )
+
+    def rate(self, seconds: float) -> float:
+        """Samples a second, without those that were read ahead before."""
+        for _ in range(self._ahead):
+            next(self._batches)
+        return self._size * rate(lambda _: next(self._batches), seconds)

@@ -1,0 +1,1 @@
+"""Images, texts and regions in, embeddings out."""

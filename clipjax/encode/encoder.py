@@ -1,0 +1,258 @@
+"""The encoder: pictures, texts and regions in, embeddings out, in batches of one shape."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from PIL import Image
+
+from clipjax.data import naflex
+from clipjax.data.bad import BadRecord
+from clipjax.data.images import decode, fit, flatten
+from clipjax.data.tokenizers import Tokenizer
+from clipjax.encode.regions import RegionPrograms
+from clipjax.errors import PictureError, UserError
+from clipjax.mesh import batch_sharding, batch_shards, replicated
+from clipjax.models import matmul_precision
+
+Picture = Image.Image | np.ndarray | bytes | str | Path
+
+
+class Patches(NamedTuple):
+    """Pictures of a NaFlex model: `patches` uint8 [..., N, 3 * p * p], `shape` int32 [..., 2] (their rows, columns)."""
+
+    patches: np.ndarray
+    shape: np.ndarray | tuple[int, int]
+
+
+class Encoder:
+    """Embeds lists of any length in batches of one shape, so that each tower compiles once.
+
+    Args:
+      model: a dual encoder, or one of its towers alone.
+      config: the run's config: `model` and `preprocess` are read.
+      tokenizer: makes ids of texts; None for a model without texts.
+      mesh: where the parameters live; batches are split over it.
+      batch_size: pictures or texts at a time, rounded up to what the mesh divides.
+
+    Attributes:
+      batch_size: so rounded.
+      width: numbers of an embedding.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Mapping[str, Any],
+        tokenizer: Tokenizer | None,
+        mesh: Mesh,
+        batch_size: int = 256,
+    ):
+        self._mesh, self._tokenizer = mesh, tokenizer
+        self.batch_size = self.whole(batch_size)
+        self._image = dict(config["model"]["image"]) if "image" in config["model"] else None
+        self._preprocess = dict(config["preprocess"])
+        self._dtype = config["model"]["dtype"]
+        self.width = config["model"]["embed_dim"]
+
+        def encode(field: str) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+            return self.program(lambda p, b: model.apply({"params": p}, b)[f"{field}_embedding"])
+
+        towers = [field for field in ("image", "text") if field in config["model"]]
+        self._encode = {field: encode(field) for field in towers}
+        self._regions = RegionPrograms(self, model, config)
+
+    def images(self, params: Any, images: Sequence[Picture]) -> np.ndarray:
+        """Pictures (encoded bytes, paths, PIL images or uint8 arrays) -> float32 [n, D], L2-normalised.
+
+        Raises:
+          PictureError: a picture cannot be read; its place in the list and the reason are named.
+        """
+        self._check("image")
+        with ThreadPoolExecutor() as pool:
+            pixels = list(pool.map(self.pixels, images, range(len(images))))
+        return self.run("image", params, self.stack(pixels))
+
+    def stack(self, pictures: Sequence[np.ndarray | Patches]) -> np.ndarray | Patches:
+        """What `pixels` made of several pictures, as one batch for `run`."""
+        if self._naflex:
+            patches = [p.patches for p in pictures]
+            shapes = np.array([p.shape for p in pictures], np.int32).reshape(-1, 2)
+            empty = np.zeros((0, self._max_patches, 3 * self._image["patch"] ** 2), np.uint8)
+            return Patches(np.stack(patches) if patches else empty, shapes)
+        size = self._image["size"]
+        return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+
+    def image_batch(self, pictures: Sequence[np.ndarray | Patches]) -> dict[str, np.ndarray]:
+        """The fields of a batch of what `fit` made of several pictures."""
+        stacked = self.stack(pictures)
+        if isinstance(stacked, Patches):
+            return {"image": stacked.patches, "image_shape": stacked.shape}
+        return {"image": stacked}
+
+    @property
+    def _naflex(self) -> bool:
+        return self._image is not None and self._image.get("positions") == "naflex"
+
+    @property
+    def _max_patches(self) -> int:
+        return (self._image["size"] // self._image["patch"]) ** 2
+
+    def _check(self, field: str) -> None:
+        if field not in self._encode:
+            what = {"image": "pictures", "text": "texts"}[field]
+            raise UserError(f"This model has no {field} tower, so it cannot embed {what}.")
+
+    def texts(self, params: Any, texts: Sequence[str]) -> np.ndarray:
+        """Texts -> float32 [n, D], L2-normalised.
+
+        Raises:
+          UserError: a text is empty; its place in the list is named.
+        """
+        self._check("text")
+        return self.run("text", params, self.ids(texts))
+
+    def regions(
+        self, params: Any, images: Sequence[Picture], boxes: Sequence[Any], how: str = "model"
+    ) -> list[np.ndarray]:
+        """Boxes of pictures -> for each picture float32 [m, D], L2-normalised, in the order of its boxes.
+
+        Args:
+          params: parameters of the model.
+          images: as for `images`.
+          boxes: for each picture [m, 4], x1, y1, x2, y2 as fractions of the upright picture; m may be 0.
+          how: "model": the model's region head; "roi_align": the image tokens in the box, averaged and projected, which
+            needs no training for regions; "crop": the box cut out and embedded as a picture of its own.
+
+        Raises:
+          UserError: a picture that cannot be read, a box that is none or of which the model sees nothing, or a model
+            without what `how` needs.
+
+        Cost: "model" and "roi_align" run the image tower once a picture (of up to 64 boxes), "crop" once a box.
+        """
+        return self._regions.embed(params, images, boxes, how)
+
+    def visible(
+        self, images: Sequence[Picture], boxes: Sequence[Any], how: str = "model"
+    ) -> list[np.ndarray]:
+        """For each picture bool [m]: whether the model sees anything of a box; the others `regions` refuses."""
+        return self._regions.visible(images, boxes, how)
+
+    def ground(
+        self, params: Any, images: Sequence[Picture], texts: Sequence[Sequence[str]]
+    ) -> list[np.ndarray]:
+        """Texts of pictures -> for each picture float32 [m, 4], where the model's box head says that its texts are.
+
+        Boxes are x1, y1, x2, y2 as fractions of the upright picture, clipped to it; an untrained model's corners may be
+        in the wrong order.
+
+        Raises:
+          UserError: a picture or text that cannot be used, or a model without a box head.
+        """
+        return self._regions.ground(params, images, texts)
+
+    def check_regions(self, how: str) -> None:
+        """Raises a UserError where `regions` cannot work in this way with this model."""
+        self._regions.check(how)
+
+    def check_ground(self) -> None:
+        """Raises a UserError where `ground` cannot work with this model."""
+        self._regions.check_ground()
+
+    def pixels(self, image: Picture, place: int = 0) -> np.ndarray | Patches:
+        """One picture as the model sees it before normalisation, uint8 [size, size, 3], or patches for a NaFlex."""
+        self._check("image")
+        with self.naming(image, place):
+            return self.fit(self.picture(image))
+
+    @contextlib.contextmanager
+    def naming(self, image: Picture, place: int) -> Iterator[None]:
+        """Within it, a picture that cannot be used is a PictureError that names it."""
+        name = f"Image {str(image)!r}" if isinstance(image, str | Path) else f"Image {place}"
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise PictureError(f"{name} does not exist.", place, "it does not exist") from error
+        except (BadRecord, OSError) as error:
+            raise PictureError(f"{name} cannot be used: {error}.", place, str(error)) from error
+
+    def read(self, image: Picture) -> Image.Image | np.ndarray | bytes:
+        """The bytes of a path; other forms of a picture as they are."""
+        return Path(image).read_bytes() if isinstance(image, str | Path) else image
+
+    def picture(self, image: Picture) -> Image.Image:
+        """A picture of any form, upright, mode RGB."""
+        return flatten(decode(self.read(image)))
+
+    def fit(self, picture: Image.Image) -> np.ndarray | Patches:
+        """What the model sees of a picture."""
+        if self._naflex:
+            interpolation = self._preprocess["interpolation"]
+            return Patches(
+                *naflex.patches(picture, self._image["patch"], self._max_patches, interpolation)
+            )
+        return fit(picture, self._image["size"], **self._preprocess)
+
+    def ids(self, texts: Sequence[str], where: str = "") -> np.ndarray:
+        """Token ids int32 [n, L] of texts; UserError names the first empty one, and `where` it is."""
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"Text {i}{where} is empty; there is nothing to embed.")
+        return self._tokenizer(texts)
+
+    def run(self, field: str, params: Any, array: np.ndarray | Patches) -> np.ndarray:
+        """Embeds rows of `image` (uint8, or normalised float32) or `text` ids; the last batch is padded."""
+        self._check(field)
+        batch = {field: array}
+        if isinstance(array, Patches):
+            batch = {"image": array.patches, "image_shape": array.shape}
+        if not len(batch[field]):
+            return np.zeros((0, self.width), np.float32)
+        return self.apply(self._encode[field], params, batch, self.batch_size)
+
+    def whole(self, size: int) -> int:
+        """The next batch size, at least 1, that the mesh divides."""
+        parts = batch_shards(self._mesh)
+        return max(math.ceil(size / parts), 1) * parts
+
+    def program(
+        self, function: Callable[[Any, Mapping[str, jax.Array]], jax.Array]
+    ) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+        """`function(params, batch)`, compiled, in the model's precision, with its result on every device."""
+
+        def apply(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            with matmul_precision(self._dtype):
+                return function(params, batch)
+
+        return jax.jit(apply, out_shardings=replicated(self._mesh))
+
+    def apply(
+        self,
+        program: Callable[[Any, Mapping[str, jax.Array]], jax.Array],
+        params: Any,
+        batch: Mapping[str, np.ndarray],
+        size: int,
+    ) -> np.ndarray:
+        """Runs a program over the rows (at least one) of a batch, `size` of them at a time; the last part is padded."""
+        total, parts = len(next(iter(batch.values()))), []
+        with jax.set_mesh(self._mesh):
+            for start in range(0, total, size):
+                count = min(size, total - start)
+                rows = {k: self._rows(x[start : start + count], size) for k, x in batch.items()}
+                parts.append((program(params, rows), count))
+        return np.concatenate([np.asarray(part)[:n] for part, n in parts])
+
+    def _rows(self, rows: np.ndarray, size: int) -> jax.Array:
+        """A padded batch on the mesh; of several processes, each has all rows and puts those of its own devices."""
+        padding = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+        rows = np.pad(rows, padding, mode="edge")
+        return jax.make_array_from_callback(
+            rows.shape, batch_sharding(self._mesh), rows.__getitem__
+        )

@@ -1,0 +1,1 @@
+"""What a run tells: metrics, results, console, report, and where its time goes."""
