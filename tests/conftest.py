@@ -8,7 +8,10 @@ import pytest
 
 # JAX reads most of these when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Programs run for milliseconds here: what LLVM gains by optimising them is less than the time it takes.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 _cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipjax-tests" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -32,7 +32,9 @@ class Job:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = (
+            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        )
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path}
         self.logs, self.runs = [], []

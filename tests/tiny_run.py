@@ -26,7 +26,7 @@ def start(workdir, *overrides, steps=20, devices=1, output=subprocess.DEVNULL):
     """`clipjax train` in a process of its own."""
     command = [sys.executable, "-m", "clipjax.cli", "train", f"--config={CONFIG}:{steps}"]
     command += [f"--workdir={workdir}", *(f"--config.{o}" for o in overrides)]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     root = str(Path(__file__).parent.parent)
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": root}
     return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
