@@ -1,4 +1,4 @@
-"""What a contrastive loss costs with its gradients: memory, FLOPs and words moved, read from the compiled program.
+"""What a contrastive loss costs with gradients: memory, FLOPs, elements communicated, read from the compiled program.
 
     python tools/bench_loss.py [--loss=softmax|sigmoid|regions] [--devices=8] [--batches=32768] [--width=768]
         [--schemes=ring,gather,...]
@@ -36,7 +36,7 @@ def main() -> None:
         f"{args.loss}, {args.devices} devices, D = {args.width}. "
         "GB: arguments, results and temporaries of one device.\n"
     )
-    print("| scheme | B | GB | FLOPs / bBD | words moved / BD |")
+    print("| scheme | B | GB | FLOPs / bBD | elements communicated / BD |")
     print("|---|---|---|---|---|")
     for batch in map(int, args.batches.split(",")):
         for scheme in args.schemes.split(","):
@@ -50,7 +50,7 @@ def main() -> None:
 def measure(
     loss: str, scheme: str, batch: int, width: int, devices: int
 ) -> tuple[int, float, float]:
-    """(bytes, FLOPs in units of bBD, words moved in units of BD) of one device, for value and gradients."""
+    """(bytes, FLOPs in units of bBD, elements communicated in units of BD) of one device, for value and gradients."""
     import jax
     import jax.numpy as jnp
 

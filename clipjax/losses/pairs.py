@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from clipjax.errors import UserError
-from clipjax.losses.tiles import BLOCK_SIZE, LAYOUTS, Spread, add_up, all_gather, visit_all
+from clipjax.losses.tiles import BLOCK_SIZE, LAYOUTS, Tiling, all_gather, reduce_scatter, visit_all
 from clipjax.mesh import network_groups
 from clipjax.registry import nearest
 
@@ -60,8 +60,8 @@ class Pairs(NamedTuple):
 class Kernel(Protocol):
     """What a loss wants to know of a tile. Hashable, since it is static.
 
-    Statistics called `top`, `best` and `rival` are maxima of similarities. `mass` is the sum of exp(scale (s - top))
-    over similarities s, and `drift` the sum of (s - top) with those weights. All others are sums.
+    Statistics called `max`, `best_positive` and `best_negative` are maxima of similarities. `sum_exp` is the sum of
+    exp(scale (s - max)) over similarities s, and `offset` the sum of (s - max) with those weights. All others are sums.
     """
 
     def empty(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
@@ -72,26 +72,26 @@ class Kernel(Protocol):
         """What a tile's pairs add to the statistics of its rows and of its columns."""
         ...
 
-    def slope(self, pairs: Pairs) -> jax.Array:
+    def similarity_gradient(self, pairs: Pairs) -> jax.Array:
         """Gradient with respect to the similarities, [r, c].
 
         `pairs.rows` and `pairs.columns` then also hold `statistics`, the final ones, and `gradient`, theirs.
         """
         ...
 
-    def scalar_slopes(self, statistics: Statistics, gradient: Statistics) -> Scalars:
+    def scalar_gradients(self, statistics: Statistics, gradient: Statistics) -> Scalars:
         """Gradient with respect to the scalars that comes through the rows' (or the columns') final statistics."""
         ...
 
 
-def make_spread(
+def make_tiling(
     mesh: Mesh | None,
     layout: str,
     block_size: int | None,
     precision: str,
     rows: int,
     columns: int,
-) -> Spread:
+) -> Tiling:
     """Checks how a loss is to be computed.
 
     Rows and columns are split over the axes of the batch, and over the other axes of the mesh as well if they divide:
@@ -121,7 +121,7 @@ def make_spread(
                 f"A batch of {odd} does not divide over {parts} devices; choose a batch size that {parts} divides."
             )
     groups = network_groups(mesh, axes) if mesh is not None and axes else 1
-    return Spread(
+    return Tiling(
         mesh if axes else None,
         axes,
         layout,
@@ -134,7 +134,7 @@ def make_spread(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def pair_statistics(
     kernel: Kernel,
-    spread: Spread,
+    tiling: Tiling,
     image_RxD: jax.Array,
     text_CxD: jax.Array,
     scalars: Scalars,
@@ -148,7 +148,7 @@ def pair_statistics(
 
     Args:
       kernel: what is measured.
-      spread: how the pairs are spread over devices, from `make_spread`.
+      tiling: how the pairs are spread over devices, from `make_tiling`.
       image_RxD: float32 rows.
       text_CxD: float32 columns.
       scalars: float32; `scale` at least.
@@ -156,14 +156,15 @@ def pair_statistics(
       columns: arrays [C, ...]; `valid`, bool [C], at least.
 
     Returns:
-      Dicts of float32 [R] and [C]. `mass` is replaced by `log_mass`, its logarithm, and `drift` by the mean of s - top.
+      Dicts of float32 [R] and [C]. `sum_exp` is replaced by `log_sum_exp`, its logarithm, and `offset` by the mean of
+      s - max.
     """
-    return _forward(kernel, spread, image_RxD, text_CxD, scalars, rows, columns)[0]
+    return _forward(kernel, tiling, image_RxD, text_CxD, scalars, rows, columns)[0]
 
 
 def _forward(
     kernel: Kernel,
-    spread: Spread,
+    tiling: Tiling,
     image_RxD: jax.Array,
     text_CxD: jax.Array,
     scalars: Scalars,
@@ -172,16 +173,16 @@ def _forward(
 ) -> tuple[Any, Any]:
     def shard(rows: Any, columns: Any, scalars: Scalars) -> Any:
         def visit(row: Any, column: Any, row_sum: Any, column_sum: Any) -> tuple[Any, Any]:
-            of_row, of_column = kernel.measure(_pairs(row, column, scalars, spread))
+            of_row, of_column = kernel.measure(_pairs(row, column, scalars, tiling))
             merge = functools.partial(_merge, scale=scalars["scale"])
             return merge(row_sum, of_row), merge(column_sum, of_column)
 
         whole = {}  # the gathered texts, kept for the backward pass
-        if spread.layout == "gather" and spread.axes:
-            whole = {"embedding": all_gather(columns["embedding"], spread.axes)}
+        if tiling.layout == "gather" and tiling.axes:
+            whole = {"embedding": all_gather(columns["embedding"], tiling.axes)}
         row_stats, column_stats = visit_all(
             visit,
-            spread,
+            tiling,
             rows,
             {k: v for k, v in columns.items() if k not in whole},
             *kernel.empty(rows["valid"].size, columns["valid"].size),
@@ -192,47 +193,47 @@ def _forward(
 
     rows = {**rows, "embedding": image_RxD}
     columns = {**columns, "embedding": text_CxD}
-    split, everywhere = PartitionSpec(spread.axes), PartitionSpec()
+    split, everywhere = PartitionSpec(tiling.axes), PartitionSpec()
     statistics, whole = _on_shards(
-        shard, spread, (split, split, everywhere), ((split, split), everywhere)
+        shard, tiling, (split, split, everywhere), ((split, split), everywhere)
     )(rows, columns, scalars)
     return statistics, (rows, columns, scalars, statistics, whole)
 
 
-def _backward(kernel: Kernel, spread: Spread, kept: Any, gradient: Any) -> tuple[Any, ...]:
+def _backward(kernel: Kernel, tiling: Tiling, kept: Any, gradient: Any) -> tuple[Any, ...]:
     product = functools.partial(
-        jax.lax.dot_general, precision=spread.precision, preferred_element_type=jnp.float32
+        jax.lax.dot_general, precision=tiling.precision, preferred_element_type=jnp.float32
     )
 
     def shard(rows: Any, columns: Any, scalars: Scalars, whole: Any) -> tuple[jax.Array, jax.Array]:
         def visit(
             row: Any, column: Any, image_rxD: jax.Array, text_cxD: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            slope_rxc = kernel.slope(_pairs(row, column, scalars, spread))
-            of_image_rxD = product(slope_rxc, column["embedding"], (((1,), (0,)), ((), ())))
-            of_text_cxD = product(slope_rxc, row["embedding"], (((0,), (0,)), ((), ())))
+            gradient_rxc = kernel.similarity_gradient(_pairs(row, column, scalars, tiling))
+            of_image_rxD = product(gradient_rxc, column["embedding"], (((1,), (0,)), ((), ())))
+            of_text_cxD = product(gradient_rxc, row["embedding"], (((0,), (0,)), ((), ())))
             return image_rxD + of_image_rxD, text_cxD + of_text_cxD
 
         return visit_all(
             visit,
-            spread,
+            tiling,
             rows,
             {k: v for k, v in columns.items() if k not in whole},
             jnp.zeros_like(rows["embedding"]),
             jnp.zeros_like(columns["embedding"]),
-            add_up,
+            reduce_scatter,
             whole,
         )
 
     rows, columns, scalars, statistics, whole = kept
     of_rows, of_columns = (
-        kernel.scalar_slopes(*side) for side in zip(statistics, gradient, strict=True)
+        kernel.scalar_gradients(*side) for side in zip(statistics, gradient, strict=True)
     )
     rows = {**rows, "statistics": statistics[0], "gradient": gradient[0]}
     columns = {**columns, "statistics": statistics[1], "gradient": gradient[1]}
-    split, everywhere = PartitionSpec(spread.axes), PartitionSpec()
+    split, everywhere = PartitionSpec(tiling.axes), PartitionSpec()
     image_RxD, text_CxD = _on_shards(
-        shard, spread, (split, split, everywhere, everywhere), (split, split)
+        shard, tiling, (split, split, everywhere, everywhere), (split, split)
     )(rows, columns, scalars, whole)
     return image_RxD, text_CxD, {k: of_rows[k] + of_columns[k] for k in scalars}, None, None
 
@@ -240,47 +241,47 @@ def _backward(kernel: Kernel, spread: Spread, kept: Any, gradient: Any) -> tuple
 pair_statistics.defvjp(_forward, _backward)
 
 
-def _on_shards(function: Any, spread: Spread, in_specs: Any, out_specs: Any) -> Any:
+def _on_shards(function: Any, tiling: Tiling, in_specs: Any, out_specs: Any) -> Any:
     """`function` on every device with its share; as it is where there is one device."""
-    if not spread.axes:
+    if not tiling.axes:
         return function
     # Both passes are written out, so nothing is differentiated through the map and no replication need be tracked.
     return jax.shard_map(
-        function, mesh=spread.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        function, mesh=tiling.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
 
 
-def _pairs(row: Any, column: Any, scalars: Scalars, spread: Spread) -> Pairs:
+def _pairs(row: Any, column: Any, scalars: Scalars, tiling: Tiling) -> Pairs:
     similarity_rxc = jax.lax.dot_general(
         row["embedding"],
         column["embedding"],
         (((1,), (1,)), ((), ())),
-        precision=spread.precision,
+        precision=tiling.precision,
         preferred_element_type=jnp.float32,
     )
     valid_rxc = row["valid"][:, None] & column["valid"]
     return Pairs(similarity_rxc, valid_rxc, row, column, scalars)
 
 
-_MAXIMA = ("top", "best", "rival")
+_MAXIMA = ("max", "best_positive", "best_negative")
 
 
 def _merge(a: Statistics, b: Statistics, scale: jax.Array) -> Statistics:
     """The statistics of the pairs of both."""
     maxima = {name: jnp.maximum(a[name], b[name]) for name in _MAXIMA if name in a}
-    a, b = (_below(s, maxima.get("top"), scale) for s in (a, b))
+    a, b = (_below(s, maxima.get("max"), scale) for s in (a, b))
     return maxima | {name: a[name] + b[name] for name in a if name not in maxima}
 
 
 def _below(statistics: Statistics, top: jax.Array | None, scale: jax.Array) -> Statistics:
-    """The same pairs' statistics with `mass` and `drift` relative to a higher top."""
+    """The same pairs' statistics with `sum_exp` and `offset` relative to a higher maximum."""
     if top is None:
         return statistics
-    fall = jnp.maximum(statistics["top"] - top, LOWEST)  # LOWEST twice would be infinite
+    fall = jnp.maximum(statistics["max"] - top, LOWEST)  # LOWEST twice would be infinite
     shrink = jnp.exp(scale * fall)
     return statistics | {
-        "mass": shrink * statistics["mass"],
-        "drift": shrink * (statistics["drift"] + statistics["mass"] * fall),
+        "sum_exp": shrink * statistics["sum_exp"],
+        "offset": shrink * (statistics["offset"] + statistics["sum_exp"] * fall),
     }
 
 
@@ -291,20 +292,20 @@ def _collect(statistics: Statistics, axes: tuple[str, ...], scale: jax.Array) ->
     size = next(iter(statistics.values())).size // jax.lax.axis_size(axes)
     first = jax.lax.axis_index(axes) * size
     maxima = {name: jax.lax.pmax(statistics[name], axes) for name in _MAXIMA if name in statistics}
-    statistics = _below(statistics, maxima.get("top"), scale)
-    sums = add_up({k: v for k, v in statistics.items() if k not in maxima}, axes)
+    statistics = _below(statistics, maxima.get("max"), scale)
+    sums = reduce_scatter({k: v for k, v in statistics.items() if k not in maxima}, axes)
     return sums | {k: jax.lax.dynamic_slice_in_dim(v, first, size) for k, v in maxima.items()}
 
 
 def _finish(statistics: Statistics) -> Statistics:
-    """`mass` becomes its logarithm and `drift` a mean; without any pair -inf and 0, and `top` is 0."""
-    if "mass" not in statistics:
+    """`sum_exp` becomes its logarithm and `offset` a mean; without any pair -inf and 0, and `max` is 0."""
+    if "sum_exp" not in statistics:
         return statistics
     done = dict(statistics)
-    mass = done.pop("mass")
-    some = mass > 0
+    sum_exp = done.pop("sum_exp")
+    some = sum_exp > 0
     return done | {
-        "log_mass": jnp.log(mass),
-        "drift": done["drift"] / jnp.where(some, mass, 1.0),
-        "top": jnp.where(some, done["top"], 0.0),
+        "log_sum_exp": jnp.log(sum_exp),
+        "offset": done["offset"] / jnp.where(some, sum_exp, 1.0),
+        "max": jnp.where(some, done["max"], 0.0),
     }

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from clipjax.errors import UserError
 from clipjax.losses import inputs
-from clipjax.losses.pairs import Pairs, Statistics, make_spread, pair_statistics
+from clipjax.losses.pairs import Pairs, Statistics, make_tiling, pair_statistics
 from clipjax.losses.targets import SameId, Targets, diagonal
 
 
@@ -29,7 +29,7 @@ class _Sigmoid:
     smoothing: float
 
     def empty(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
-        names = ("loss", "scale_slope", "bias_slope", "pull", "all", "weight", "count")
+        names = ("loss", "scale_gradient", "bias_gradient", "positive", "all", "weight", "count")
         return {name: jnp.zeros(rows) for name in names}, {}
 
     def measure(self, pairs: Pairs) -> tuple[Statistics, Statistics]:
@@ -39,30 +39,32 @@ class _Sigmoid:
         # Each of the two terms by itself: softplus(x) - target * x would lose a small loss in large logits.
         unlike_rxc = (1.0 - target_rxc) * jax.nn.softplus(logits_rxc)
         loss_rxc = target_rxc * jax.nn.softplus(-logits_rxc) + unlike_rxc
-        slope_rxc = self._slope(pairs)
+        gradient_rxc = self._gradient(pairs)
         terms = {
             "loss": self._weight(pairs) * loss_rxc,
-            "scale_slope": slope_rxc * pairs.similarity_rxc,
-            "bias_slope": slope_rxc,
-            "pull": positive_rxc * logits_rxc,
+            "scale_gradient": gradient_rxc * pairs.similarity_rxc,
+            "bias_gradient": gradient_rxc,
+            "positive": positive_rxc * logits_rxc,
             "all": logits_rxc,
             "weight": positive_rxc,
             "count": jnp.ones_like(logits_rxc),
         }
         return {k: jnp.sum(v, axis=1, where=pairs.valid_rxc) for k, v in terms.items()}, {}
 
-    def slope(self, pairs: Pairs) -> jax.Array:
+    def similarity_gradient(self, pairs: Pairs) -> jax.Array:
         pairs = pairs.without(self.left_out)
         factor_rx1 = pairs.scalars["scale"] * pairs.rows["gradient"]["loss"][:, None]
-        return jnp.where(pairs.valid_rxc, factor_rx1 * self._slope(pairs), 0.0)
+        return jnp.where(pairs.valid_rxc, factor_rx1 * self._gradient(pairs), 0.0)
 
-    def scalar_slopes(self, statistics: Statistics, gradient: Statistics) -> dict[str, jax.Array]:
+    def scalar_gradients(
+        self, statistics: Statistics, gradient: Statistics
+    ) -> dict[str, jax.Array]:
         return {
-            name: jnp.sum(gradient["loss"] * statistics[f"{name}_slope"]) if gradient else 0.0
+            name: jnp.sum(gradient["loss"] * statistics[f"{name}_gradient"]) if gradient else 0.0
             for name in ("scale", "bias")
         }
 
-    def _slope(self, pairs: Pairs) -> jax.Array:
+    def _gradient(self, pairs: Pairs) -> jax.Array:
         """Derivative of the loss by the logit."""
         positive_rxc, _ = self.targets(pairs.rows, pairs.columns)
         target_rxc, logits_rxc = self._smoothed(positive_rxc), self._logits(pairs)
@@ -100,7 +102,7 @@ def sigmoid_contrastive(
 
     z is +1 for matching pairs and -1 for all others. Value and gradients do not depend on the mesh, the layout or the
     block size. Cost on each of N devices, with b = B / N rows: 2 b B D FLOPs, and 6 b B D for the gradients; memory and
-    words moved as for `softmax_contrastive`.
+    elements communicated as for `softmax_contrastive`.
 
     Args:
       image_BxD: L2-normalised; rows may be split over the `data` and `fsdp` axes of `mesh`.
@@ -125,13 +127,13 @@ def sigmoid_contrastive(
     """
     image_BxD, text_BxD = (jnp.asarray(x, jnp.float32) for x in (image_BxD, text_BxD))
     inputs.check(image_BxD, text_BxD, targets, label_smoothing)
-    spread = make_spread(mesh, layout, block_size, precision, len(image_BxD), len(text_BxD))
+    tiling = make_tiling(mesh, layout, block_size, precision, len(image_BxD), len(text_BxD))
     if targets is None:
         targets = diagonal(len(image_BxD))
     image_valid = inputs.mask(image_mask, image_BxD, "image_mask")
     rows, _ = pair_statistics(
         _Sigmoid(targets.tile, targets.left_out, label_smoothing),
-        spread,
+        tiling,
         image_BxD,
         text_BxD,
         {
@@ -152,8 +154,8 @@ def sigmoid_contrastive(
     sums = {k: jax.lax.stop_gradient(jnp.sum(v)) for k, v in rows.items()}
     positive, every = sums["weight"], sums["count"]
     metrics = {
-        "positive_logit": sums["pull"] / positive,
-        "negative_logit": (sums["all"] - sums["pull"]) / (every - positive),
+        "positive_logit": sums["positive"] / positive,
+        "negative_logit": (sums["all"] - sums["positive"]) / (every - positive),
     }
     return jnp.sum(rows["loss"]) / jnp.maximum(jnp.sum(image_valid), 1), metrics
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipjax.losses import inputs
-from clipjax.losses.pairs import LOWEST, Pairs, Statistics, make_spread, pair_statistics
+from clipjax.losses.pairs import LOWEST, Pairs, Statistics, make_tiling, pair_statistics
 from clipjax.losses.targets import SameId, Targets, Teacher, diagonal
 
 
@@ -33,11 +33,11 @@ class _Softmax:
     hits: bool = False
 
     def empty(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
-        names = ["mass", "drift"]
-        names += ["pull", "weight"] if self.targets else []
+        names = ["sum_exp", "offset"]
+        names += ["positive", "weight"] if self.targets else []
         names += ["all", "count"] if self.smooth else []
         names += ["dropped"] if self.left_out else []
-        maxima = ["top", *(["best", "rival"] if self.hits else [])]
+        maxima = ["max", *(["best_positive", "best_negative"] if self.hits else [])]
         start = dict.fromkeys(names, 0.0) | dict.fromkeys(maxima, LOWEST)
         of_rows, of_columns = (
             {n: jnp.full(count, x) for n, x in start.items()} for count in (rows, columns)
@@ -62,30 +62,33 @@ class _Softmax:
         below_rxc = similarity_rxc - jnp.expand_dims(top, axis)
         power_rxc = jnp.exp(pairs.scalars["scale"] * below_rxc)
         found = {
-            "top": top,
-            "mass": jnp.sum(power_rxc, axis, where=summed_rxc),
-            "drift": jnp.sum(power_rxc * below_rxc, axis, where=summed_rxc),
+            "max": top,
+            "sum_exp": jnp.sum(power_rxc, axis, where=summed_rxc),
+            "offset": jnp.sum(power_rxc * below_rxc, axis, where=summed_rxc),
         }
         if target_rxc is not None:
-            found["pull"] = jnp.sum(target_rxc * similarity_rxc, axis, where=valid_rxc)
+            found["positive"] = jnp.sum(target_rxc * similarity_rxc, axis, where=valid_rxc)
             found["weight"] = jnp.sum(target_rxc, axis, where=valid_rxc)
         if self.smooth:
             found["all"] = jnp.sum(similarity_rxc, axis, where=valid_rxc)
             found["count"] = jnp.sum(valid_rxc, axis, dtype=jnp.float32)
         if self.hits:
             positive_rxc = target_rxc > 0
-            for name, where_rxc in (("best", positive_rxc), ("rival", ~positive_rxc)):
+            for name, where_rxc in (
+                ("best_positive", positive_rxc),
+                ("best_negative", ~positive_rxc),
+            ):
                 found[name] = jnp.max(
                     similarity_rxc, axis, initial=LOWEST, where=valid_rxc & where_rxc
                 )
         return found
 
-    def slope(self, pairs: Pairs) -> jax.Array:
+    def similarity_gradient(self, pairs: Pairs) -> jax.Array:
         pairs = pairs.without(self.left_out)
         sides = zip((pairs.rows, pairs.columns), self._targets(pairs), (1, 0), strict=True)
-        return sum(self._slope(pairs, *side) for side in sides)
+        return sum(self._gradient(pairs, *side) for side in sides)
 
-    def _slope(
+    def _gradient(
         self, pairs: Pairs, side: Mapping[str, Any], target_rxc: jax.Array | None, axis: int
     ) -> jax.Array:
         scale = pairs.scalars["scale"]
@@ -93,23 +96,25 @@ class _Softmax:
             {k: jnp.expand_dims(v, axis) for k, v in side[name].items()}
             for name in ("statistics", "gradient")
         )
-        share_rxc = scale * (pairs.similarity_rxc - final["top"]) - final["log_mass"]
+        share_rxc = scale * (pairs.similarity_rxc - final["max"]) - final["log_sum_exp"]
         if self.left_out:
             # A share is at most 1. A pair at the edge of being left out may be rounded to the other side in the second
             # pass and then lie far above the top of those that were counted.
             share_rxc = jnp.minimum(share_rxc, 0.0)
         share_rxc = jnp.exp(share_rxc)
-        push_rxc = scale * gradient["log_mass"] * share_rxc
-        slope_rxc = jnp.where(self._summed(pairs.valid_rxc, target_rxc), push_rxc, 0.0)
+        push_rxc = scale * gradient["log_sum_exp"] * share_rxc
+        gradient_rxc = jnp.where(self._summed(pairs.valid_rxc, target_rxc), push_rxc, 0.0)
         if target_rxc is not None:
-            slope_rxc += jnp.where(pairs.valid_rxc, gradient["pull"] * target_rxc, 0.0)
+            gradient_rxc += jnp.where(pairs.valid_rxc, gradient["positive"] * target_rxc, 0.0)
         if self.smooth:
-            slope_rxc += jnp.where(pairs.valid_rxc, gradient["all"], 0.0)
-        return slope_rxc
+            gradient_rxc += jnp.where(pairs.valid_rxc, gradient["all"], 0.0)
+        return gradient_rxc
 
-    def scalar_slopes(self, statistics: Statistics, gradient: Statistics) -> dict[str, jax.Array]:
-        # d log_mass / d scale is the mean of s - top: the mean of s alone would cancel against the own similarity.
-        return {"scale": jnp.sum(gradient["log_mass"] * statistics["drift"])}
+    def scalar_gradients(
+        self, statistics: Statistics, gradient: Statistics
+    ) -> dict[str, jax.Array]:
+        # d log_sum_exp / d scale is the mean of s - max: the mean of s alone would cancel against the own similarity.
+        return {"scale": jnp.sum(gradient["log_sum_exp"] * statistics["offset"])}
 
     def _targets(self, pairs: Pairs) -> tuple[jax.Array | None, jax.Array | None]:
         return self.targets(pairs.rows, pairs.columns) if self.targets else (None, None)
@@ -142,7 +147,8 @@ def softmax_contrastive(
 
     Cost on each of N devices, with b = B / N rows: 2 b B D FLOPs, and 6 b B D for the gradients. Memory beside inputs
     and gradients: a few tiles of `block_size` x `block_size` words, and 2 B D words ("gather": all texts and their
-    gradient) or 4 b D ("ring": two blocks on the move and their gradients). Words moved: 2 B D ("gather") or 3 B D.
+    gradient) or 4 b D ("ring": two blocks on the move and their gradients). Elements communicated: 2 B D ("gather") or
+    3 B D.
 
     Args:
       image_BxD: L2-normalised; rows may be split over the `data` and `fsdp` axes of `mesh`.
@@ -170,7 +176,7 @@ def softmax_contrastive(
     """
     image_BxD, text_BxD = (jnp.asarray(x, jnp.float32) for x in (image_BxD, text_BxD))
     inputs.check(image_BxD, text_BxD, targets, label_smoothing)
-    spread = make_spread(mesh, layout, block_size, precision, len(image_BxD), len(text_BxD))
+    tiling = make_tiling(mesh, layout, block_size, precision, len(image_BxD), len(text_BxD))
     if targets is None:
         targets = diagonal(len(image_BxD))
     alone = targets.single and not label_smoothing
@@ -184,7 +190,7 @@ def softmax_contrastive(
     scale = jnp.asarray(logit_scale, jnp.float32)
     sides = pair_statistics(
         kernel,
-        spread,
+        tiling,
         image_BxD,
         text_BxD,
         {"scale": scale},
@@ -200,20 +206,22 @@ def softmax_contrastive(
         sides, weights, ("image_to_text_accuracy", "text_to_image_accuracy"), strict=True
     ):
         counts = found["weight"] > 0
-        own = found["pull"] / jnp.where(counts, found["weight"], 1.0)
+        own = found["positive"] / jnp.where(counts, found["weight"], 1.0)
         if label_smoothing:
             own = (1.0 - label_smoothing) * own + label_smoothing * found["all"] / jnp.maximum(
                 found["count"], 1.0
             )
-        above = scale * (jax.lax.stop_gradient(found["top"]) - own) + found["log_mass"]
+        above = scale * (jax.lax.stop_gradient(found["max"]) - own) + found["log_sum_exp"]
         loss = jnp.where(counts, jax.nn.softplus(above) if alone else above, 0.0) * weight
         number = jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0)
         means.append(jnp.sum(loss) / number)
         if targets.hard:
             best, rival = (
-                (found["pull"], found["top"]) if alone else (found["best"], found["rival"])
+                (found["positive"], found["max"])
+                if alone
+                else (found["best_positive"], found["best_negative"])
             )
-            hit = (best > rival) | jnp.isneginf(found["log_mass"])  # or there is no rival
+            hit = (best > rival) | jnp.isneginf(found["log_sum_exp"])  # or there is no rival
             metrics[name] = jnp.sum(hit & counts, dtype=jnp.float32) / number
     if targets.left_out:
         counts = sides[0]["weight"] > 0
@@ -250,18 +258,18 @@ def teacher_targets(
     image_RxK, text_CxK = (
         jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (image_RxK, text_CxK)
     )
-    spread = make_spread(mesh, layout, block_size, "highest", len(image_RxK), len(text_CxK))
+    tiling = make_tiling(mesh, layout, block_size, "highest", len(image_RxK), len(text_CxK))
     scale = jnp.asarray(logit_scale, jnp.float32)
     sides = pair_statistics(
         _Softmax(None),
-        spread,
+        tiling,
         image_RxK,
         text_CxK,
         {"scale": scale},
         {"valid": inputs.mask(None, image_RxK, "")},
         {"valid": inputs.mask(None, text_CxK, "")},
     )
-    row_lse, column_lse = (scale * found["top"] + found["log_mass"] for found in sides)
+    row_lse, column_lse = (scale * found["max"] + found["log_sum_exp"] for found in sides)
     share_R = jnp.broadcast_to(jnp.asarray(own_share, jnp.float32), row_lse.shape)
     constants = (scale * image_RxK, text_CxK, row_lse, column_lse, share_R)
     return Teacher(*jax.lax.stop_gradient(constants))

@@ -2,8 +2,8 @@
 
 Rows (images) stay where they are; columns (texts) come to them in one of two layouts:
 
-  "gather"  one all-gather brings all columns, and one reduction brings home what they have accumulated: fewest words
-            moved, but every device holds all C columns;
+  "gather"  one all-gather brings all columns, and one reduction brings home what they have accumulated: fewest elements
+            communicated, but every device holds all C columns;
   "ring"    blocks of C / N columns hop from neighbour to neighbour, with what they have accumulated: one block at a
             time, whatever C is. Where devices stand in groups with a slow network between them (slices of a TPU, hosts
             of GPUs), a block visits all of a group before it goes on to the next: of N - 1 hops only one less than
@@ -27,7 +27,7 @@ Route = list[tuple[int, int]]
 Visit = Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]]
 
 
-class Spread(NamedTuple):
+class Tiling(NamedTuple):
     """How the pairs are spread over devices and cut into tiles.
 
     Attributes:
@@ -103,7 +103,7 @@ class _Blocks:
 
 def visit_all(
     visit: Visit,
-    spread: Spread,
+    tiling: Tiling,
     rows: Tree,
     columns: Tree,
     row_sums: Tree,
@@ -115,7 +115,7 @@ def visit_all(
 
     Args:
       visit: what a tile adds to its rows' and its columns' sums.
-      spread: axes, layout and block size.
+      tiling: axes, layout and block size.
       rows: this device's rows, a tree of [b, ...].
       columns: this device's columns, a dict of [c, ...].
       row_sums: what the rows start from.
@@ -126,18 +126,18 @@ def visit_all(
     Returns:
       The sums of this device's rows and of its columns over all pairs.
     """
-    axes, block_size = spread.axes, spread.block_size
+    axes, block_size = tiling.axes, tiling.block_size
     devices = jax.lax.axis_size(axes) if axes else 1
     if devices == 1:
         return sweep(visit, rows, columns, row_sums, column_sums, block_size)
 
-    if spread.layout == "gather":
+    if tiling.layout == "gather":
         whole = all_gather(columns, axes) | dict(gathered)
         starts = jax.tree.map(lambda x: jnp.tile(x, (devices,) + (1,) * (x.ndim - 1)), column_sums)
         row_sums, sums = sweep(visit, rows, whole, row_sums, starts, block_size)
         return row_sums, collect(sums, axes)
 
-    inside, across, home = _routes(devices, spread.groups)
+    inside, across, home = _routes(devices, tiling.groups)
 
     def send(tree: Tree, route: Route) -> Tree:
         return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, route), tree)
@@ -157,10 +157,10 @@ def visit_all(
 
     def tour(carry: Any) -> Any:
         """From device to device until the last of a group, whose tiles remain to be visited."""
-        return repeat(lambda c: hop(c, inside), carry, devices // spread.groups - 1)
+        return repeat(lambda c: hop(c, inside), carry, devices // tiling.groups - 1)
 
     carry = (columns, row_sums, column_sums)
-    carry = repeat(lambda c: hop(tour(c), across), carry, spread.groups - 1)
+    carry = repeat(lambda c: hop(tour(c), across), carry, tiling.groups - 1)
     columns, row_sums, column_sums = tour(carry)
     row_sums, column_sums = sweep(visit, rows, columns, row_sums, column_sums, block_size)
     return row_sums, send(column_sums, home)
@@ -186,7 +186,7 @@ def all_gather(tree: Tree, axes: tuple[str, ...]) -> Tree:
     return jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), tree)
 
 
-def add_up(tree: Tree, axes: tuple[str, ...]) -> Tree:
+def reduce_scatter(tree: Tree, axes: tuple[str, ...]) -> Tree:
     """Sums [C, ...] over devices; each keeps its own [c, ...]."""
     return jax.tree.map(
         lambda x: jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True), tree

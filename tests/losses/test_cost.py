@@ -1,4 +1,4 @@
-"""What the contrastive losses cost, read from the compiled program: memory, FLOPs, words moved."""
+"""What the contrastive losses cost, read from the compiled program: memory, FLOPs, elements communicated."""
 
 import functools
 import os
@@ -30,7 +30,7 @@ def regions(region, text, scale, bias, **settings):
 
 @functools.cache
 def cost(name, layout, batch, width, **settings):
-    """(bytes of one device, FLOPs in bBD, words moved in BD) of value and gradients with the default block size."""
+    """(bytes of one device, FLOPs in bBD, elements communicated in BD) of value and gradients; default block size."""
     mesh = make_mesh()
     rows = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=batch_sharding(mesh))
     number = jax.ShapeDtypeStruct((), jnp.float32)

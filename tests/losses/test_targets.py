@@ -78,12 +78,12 @@ def test_the_diagonal_said_or_not():
 def test_a_pair_that_rounding_brings_back_pulls_no_harder_than_any():
     """The second pass counts a pair that the first left out: far above the top, at scale 100 e^190."""
     kernel = _Softmax(diagonal(2).tile, lambda rows, columns: jnp.zeros((2, 2), bool), apart=True)
-    final = dict(top=jnp.full(2, -1.0), log_mass=jnp.zeros(2))
+    final = dict(top=jnp.full(2, -1.0), log_sum_exp=jnp.zeros(2))
     side = dict(
         id=jnp.arange(2),
         statistics=final,
-        gradient=dict(log_mass=jnp.ones(2), pull=jnp.zeros(2)),
+        gradient=dict(log_sum_exp=jnp.ones(2), positive=jnp.zeros(2)),
     )
     similarity = jnp.array([[0.5, 0.9], [-1.0, 0.5]])
     pairs = Pairs(similarity, jnp.ones((2, 2), bool), side, side, {"scale": jnp.float32(100.0)})
-    np.testing.assert_array_equal(kernel.slope(pairs), [[0.0, 200.0], [200.0, 0.0]])
+    np.testing.assert_array_equal(kernel.similarity_gradient(pairs), [[0.0, 200.0], [200.0, 0.0]])

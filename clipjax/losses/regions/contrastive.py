@@ -62,8 +62,8 @@ def region_contrastive(
     depend on the mesh, the layout or the block size. Cost on each of N devices, with r = R / N rows: 8 r R D FLOPs with
     gradients, and 4 r R D more for the filter, whose cosines are formed tile by tile in both passes. Memory beside
     inputs and gradients: a few tiles of `block_size` x `block_size` words, 2 R D words ("gather") or 4 r D ("ring"),
-    and up to 4 r D of copies with empty places zeroed. Words moved: 2 R D ("gather") or 3 R D ("ring"); the filter
-    moves none.
+    and up to 4 r D of copies with empty places zeroed. Elements communicated: 2 R D ("gather") or 3 R D ("ring"); the
+    filter communicates none.
 
     Args:
       region_BxMxD: L2-normalised region embeddings; images may be split over the `data` and `fsdp` axes of `mesh`.
