@@ -5,15 +5,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clipjax.data.augment import augment
+from clipjax.data.augment import DEFAULTS, augment
 from clipjax.data.bad import BadRecord
 from clipjax.data.geometry import WHOLE, Geometry
 from clipjax.data.picture import Picture
 from clipjax.data.regions import check_box_format, check_regions, draw_regions
-from clipjax.defaults import base_config
 from clipjax.errors import UserError
 
-PLAIN = dict(base_config().data.augment)
+PLAIN = DEFAULTS
 REGIONS = {"count": 4, "min_visible": 0.25, "min_side": 0.0, "text_length": None}
 FIT = {"resize": "longest", "interpolation": "bilinear"}
 

@@ -20,8 +20,8 @@ class Captions:
     right; a later one that is broken is a bad record like a broken picture, which a run counts and goes on.
 
     Args:
-      file: `.jsonl`, each line an object with `image` (path relative to the file) and `text` (a string or a list of
-        them), or `.csv` with the columns `image` and `text`. Other keys are kept in the record. Blank lines are none.
+      file: `.jsonl`, each line an object with `image` (path relative to the file), `text` (a string or a list of them)
+        or both, or `.csv` with such columns. Other keys are kept in the record. Blank lines are none.
     """
 
     def __init__(self, file: str):
@@ -42,8 +42,8 @@ class Captions:
                 self._row(0)
             except BadRecord as error:
                 raise UserError(
-                    f"The first row of {path} must have an 'image', the path of a picture, and a 'text', a string or a "
-                    f"list of them ({error})."
+                    f"The first row of {path} must have an 'image', the path of an image, a 'text', a string or a list "
+                    f"of them, or both ({error})."
                 ) from error
 
     def __len__(self) -> int:
@@ -51,11 +51,12 @@ class Captions:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._row(index)
+        image = row.get("image")
         try:
-            image = (self._folder / row["image"]).read_bytes()
+            image = None if image is None else (self._folder / image).read_bytes()
         except (OSError, ValueError) as error:  # a name with a zero byte
             raise BadRecord("image file cannot be read") from error
-        return {"language": "en"} | row | {"image": image, "text": strings(row["text"])}
+        return {"language": "en"} | row | {"image": image, "text": strings(row.get("text"))}
 
     def _row(self, index: int) -> dict[str, Any]:
         """A row, checked.
@@ -76,11 +77,11 @@ class Captions:
                 raise BadRecord("json is broken") from error
         if not isinstance(row, dict):
             raise BadRecord("json is no object")
-        if not isinstance(row.get("image"), str):
+        if row.get("image") is None and row.get("text") is None:
             raise BadRecord("there is no image")
-        if row.get("text") is None:
-            raise BadRecord("text is empty")
-        strings(row["text"])
+        if not isinstance(row.get("image"), str | None):
+            raise BadRecord("there is no image")
+        strings(row.get("text"))
         return row
 
 
@@ -99,8 +100,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     """All rows; bytes that are not UTF-8 stay as they are, and make their row a bad one."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        if not {"image", "text"} <= set(reader.fieldnames or ()):
+        if not {"image", "text"} & set(reader.fieldnames or ()):
             raise UserError(
-                f"{path} must have the columns 'image' and 'text', not {reader.fieldnames}."
+                f"{path} must have the columns 'image', 'text' or both, not {reader.fieldnames}."
             )
         return list(reader)

@@ -27,8 +27,11 @@ def record(
         names, so that a caption policy can tell them apart.
       language: the column of the language's tag; None: the first of `LANGUAGES`; without any, "en".
 
+    Returns:
+      The record; its `image` is None where the row has none.
+
     Raises:
-      BadRecord: no picture, or a text that is not UTF-8.
+      BadRecord: a text that is not UTF-8.
     """
     image = image or next((k for k in IMAGES if row.get(k) is not None), "image")
     texts = [text] if isinstance(text, str) else text
@@ -37,8 +40,6 @@ def record(
     picture = row.get(image)
     if isinstance(picture, Mapping):
         picture = picture.get("bytes")
-    if picture is None:
-        raise BadRecord("there is no image")
     known = {image, language, *(texts if len(texts) == 1 else ())}
     return {k: v for k, v in row.items() if k not in known} | {
         "image": picture,
