@@ -1,8 +1,8 @@
 """The names that a Batch and the Outputs of a model may have, each documented once.
 
-A batch is a flat dict of arrays. Models read it, losses read it, the features of the pipeline write it; one of one's own
-may add any names. Letters: B batch, H W image, V views, L text length, K captions of one image, M regions, l labels, N
-image tokens, P numbers of a patch, D shared space, W tower width, C classes.
+A batch is a flat dict of arrays. Models read it, losses read it, the features of the pipeline write it; one of one's
+own may add any names. Letters: B batch, H W image, V views, L text length, K captions of one image, M regions, l
+labels, N image tokens, P numbers of a patch, D shared space, W tower width, C classes.
 """
 
 from typing import NamedTuple

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipjax.data.augment import DEFAULTS, LUMA, check_augment, fit_box, random_crop, recolour
+from clipjax.data.augment import DEFAULTS, LUMA, fit_box, random_crop, recolour
 from clipjax.data.augment import augment as view_and_geometry
 from clipjax.data.images import RESIZES, fit
 from clipjax.data.picture import Picture

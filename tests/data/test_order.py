@@ -53,8 +53,6 @@ LENGTHS, WEIGHTS, BATCH, DONE = [10**9, 3 * 10**8, 10**12], [3.0, 1.0, 1.0], 327
 
 
 class Places(Shuffle):
-    """What a host reads: the records themselves are not there."""
-
     def __getitem__(self, place):
         return self.draw(place, 0)
 

@@ -119,8 +119,8 @@ def wall(
     advice = {
         "read": "write ArrayRecords to a local disk once (clipjax data convert), or give the source a window",
         "decode": decoding,
-        "augment": "leave out colour changes or rotation (config.data.features.image.augment), or interpolate bilinearly",
-        "tokenize": "use fewer or shorter captions a sample (config.data.features.text.captions)",
+        "augment": "leave out colour changes or rotation (features.image.augment), or interpolate bilinearly",
+        "tokenize": "use fewer or shorter captions a sample (features.text.captions)",
     }[slowest]
     where = (
         f"The wall is the stage {slowest!r}, {share:.0%} of a sample's time in one thread: {advice}"

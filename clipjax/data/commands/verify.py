@@ -18,7 +18,7 @@ from clipjax.data.commands.hashes import GONE, UNREADABLE, Hashes, hash_images, 
 from clipjax.data.commands.named import Named, open_source
 from clipjax.data.features import FIRST, Features, View
 from clipjax.data.features.image import Image
-from clipjax.data.features.text import Text
+from clipjax.data.features.text import Text as Captions
 from clipjax.data.features.view import SOURCE_BITS
 from clipjax.data.geometry import WHOLE
 from clipjax.data.images import decode
@@ -42,11 +42,11 @@ def verify(
 ) -> int:
     """Checks the records of all named sources, prints a table of reasons, and how many records have each.
 
-    A record is bad for the first of: it cannot be read; its picture does not decode to the last pixel; a caption is no
+    A record is bad for the first of: it cannot be read; its image does not decode to the last pixel; a caption is no
     string or not UTF-8; there is no caption that the config's policy (without a config: anyone) could use; boxes are
-    not m x 4 finite numbers with as many texts, or lie outside; a further feature of the config (labels, stored vectors,
-    ...) cannot use it; its picture's bytes have changed. Without a config a record needs an image and a text, with one
-    what the features ask for.
+    not m x 4 finite numbers with as many texts, or lie outside; a further feature of the config (labels, stored
+    vectors, ...) cannot use it; the bytes of its image have changed. Without a config a record needs an image and a
+    text, with one what the features ask for.
 
     Args:
       data: the sources.
@@ -156,7 +156,7 @@ class Asked(NamedTuple):
             return cls(policy=make_captions(section) if section else None)
         features = Features(data.run())
         text = features.made.get("text")
-        policy = text.policy(name) if isinstance(text, Text) else None
+        policy = text.policy(name) if isinstance(text, Captions) else None
         image = any(isinstance(feature, Image) for feature in features.made.values())
         if all(feature in FIRST for feature in features.made):
             return cls(image, policy is not None, policy)

@@ -14,17 +14,16 @@ The batch is the union of the fields of all features, and its shapes come from t
             tilt = rng.uniform(-self.degrees, self.degrees)
             return {self.name: np.float32(tilt)}
 
-- `config` is the whole run's, plain dicts and tuples. `__init__` and `fields` must read no files, since shapes are asked
-  for where there is no data; what is read goes into an optional `open(self)`, called once before the first sample. The
-  object is pickled after that, for data workers.
-- `record` is the source's (clipjax/data/stream.py), `view` what the features share (clipjax/data/features/view.py), `rng`
-  a `np.random.Generator` of this feature and sample alone. All randomness must come from `rng`, or from
+- `config` is the whole run's, plain dicts and tuples. `__init__` and `fields` must read no files, since shapes are
+  asked for where there is no data; what is read goes into an optional `open(self)`, called once before the first
+  sample. The object is pickled after that, for data workers.
+- `record` is the source's (clipjax/data/stream.py), `view` what the features share (clipjax/data/features/view.py),
+  `rng` a `np.random.Generator` of this feature and sample alone. All randomness must come from `rng`, or from
   `view.generator(name, number)`: then a resumed run, and one on other hosts, sees the same sample.
-- It raises `clipjax.data.bad.BadRecord` for a record that cannot be used: another one takes its place, and it is counted.
-  Anything else that goes wrong stops the run, with a sentence that names the class.
-
-- An optional attribute `after`, a tuple of names, says which features must be there and run before this one, which reads
-  what they leave in `view`.
+- It raises `clipjax.data.bad.BadRecord` for a record that cannot be used: another one takes its place, and it is
+  counted. Anything else that goes wrong stops the run, with a sentence that names the class.
+- An optional attribute `after`, a tuple of names, says which features must be there and run before this one, which
+  reads what they leave in `view`.
 
 The features named `text`, `image` and `regions` run first, in this order, and draw from one generator of the sample, so
 their draws depend on one another. Every other one, and every view of an image after its first, has its own, so adding
@@ -44,7 +43,7 @@ from clipjax.data.bad import BadRecord
 from clipjax.data.features.view import Frame, View
 from clipjax.errors import UserError
 
-__all__ = ["KINDS", "Feature", "Frame", "Features", "View", "makers", "shapes"]
+__all__ = ["KINDS", "Feature", "Features", "Frame", "View", "makers", "shapes"]
 
 KINDS = {
     "column": "clipjax.data.features.column:Column",
@@ -112,7 +111,8 @@ class Features:
             for field in fields:
                 if field in owner:
                     raise UserError(
-                        f"The features {owner[field]!r} and {name!r} both make the field {field!r}; a field has one maker."
+                        f"The features {owner[field]!r} and {name!r} both make the field {field!r}; a field has one "
+                        "maker."
                     )
                 owner[field] = name
         self._what = {name: f"the feature {name!r} ({_path(f)})" for name, f in self.made.items()}
@@ -237,8 +237,8 @@ def _fields(name: str, feature: Feature) -> dict[str, jax.ShapeDtypeStruct]:
         dtype = np.dtype(struct.dtype).name
         if dtype in _LARGE:
             raise UserError(
-                f"{_upper(what)} declares the field {field!r} as {dtype}, which JAX would cut on its way to the device; "
-                f"declare {_LARGE[dtype]}."
+                f"{_upper(what)} declares the field {field!r} as {dtype}, which JAX would cut on its way to the "
+                f"device; declare {_LARGE[dtype]}."
             )
         if np.dtype(struct.dtype).kind not in "biufV":
             raise UserError(

@@ -61,7 +61,8 @@ def numbers(
     if value is None:
         raise BadRecord(
             "a column is missing",
-            f"the feature {feature!r} finds no column {column!r} in the record, which has {', '.join(map(str, record))}",
+            f"the feature {feature!r} finds no column {column!r} in the record, which has "
+            f"{', '.join(map(str, record))}",
         )
     return as_declared(value, field, f"the feature {feature!r} finds in the column {column!r}")
 

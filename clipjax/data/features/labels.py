@@ -110,15 +110,15 @@ class Labels:
             if unknown:
                 raise BadRecord(
                     "a column has another shape or type",
-                    f"the feature {self.name!r} finds {unknown[0]!r} in the column {self._column!r}, which is none of its "
-                    "classes",
+                    f"the feature {self.name!r} finds {unknown[0]!r} in the column {self._column!r}, which is none of "
+                    "its classes",
                 )
             return np.array([self._places[n] for n in names], np.int64)
         found = np.asarray(values)
         if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
             raise BadRecord(
                 "a column has another shape or type",
-                f"the feature {self.name!r} finds {value!r} in the column {self._column!r}, which is no label and no list "
-                "of them (names need `classes`)",
+                f"the feature {self.name!r} finds {value!r} in the column {self._column!r}, which is no label and no "
+                "list of them (names need `classes`)",
             )
         return found.astype(np.int64)

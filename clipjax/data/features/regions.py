@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from clipjax.data.features.settings import (
-    struct,
     row_length,
+    struct,
     tokenizer_section,
     whole,
 )

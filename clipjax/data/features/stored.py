@@ -85,8 +85,8 @@ class Stored:
         for table in every[1:]:
             if table.values.shape[1:] != every[0].values.shape[1:]:
                 raise UserError(
-                    f"{self._where}: the rows of {table.path!r} have the shape {list(table.values.shape[1:])}, those of "
-                    f"{every[0].path!r} {list(every[0].values.shape[1:])}."
+                    f"{self._where}: the rows of {table.path!r} have the shape {list(table.values.shape[1:])}, those "
+                    f"of {every[0].path!r} {list(every[0].values.shape[1:])}."
                 )
         self.shape, self.dtype = every[0].values.shape[1:], every[0].values.dtype
         self._tables = tables

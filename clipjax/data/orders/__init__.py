@@ -4,8 +4,8 @@ An order of one's own is a class `(records, **settings)`, with `records` as in `
 
     def draw(self, place, number):   # -> (source, record)
 
-the record at a place of the endless stream, and for `number` > 0 its `number`-th replacement, after so many that could not
-be used or that a filter turned down. It must be a function of (seed, place, number) alone, so that a run can go on
+the record at a place of the endless stream, and for `number` > 0 its `number`-th replacement, after so many that could
+not be used or that a filter turned down. It must be a function of (seed, place, number) alone, so that a run can go on
 anywhere and hosts can read their parts. It is pickled for data workers.
 """
 

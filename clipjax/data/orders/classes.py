@@ -11,9 +11,9 @@ from clipjax.errors import UserError
 class Classes:
     """`per_label` records of each of batch_size / per_label different labels in every batch.
 
-    Labels are as likely as one another, whatever the number of their records: each comes once before any comes again (but
-    for those that are left over, fewer than a batch has). So do the records of a label. A label with fewer records than
-    `per_label` repeats some within the batch. The records of a label stand side by side.
+    Labels are as likely as one another, whatever the number of their records: each comes once before any comes again
+    (but for those that are left over, fewer than a batch has). So do the records of a label. A label with fewer records
+    than `per_label` repeats some within the batch. The records of a label stand side by side.
 
     Args:
       records: of all sources, without weights and windows.

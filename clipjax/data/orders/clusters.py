@@ -11,8 +11,8 @@ from clipjax.errors import UserError
 class Clusters:
     """Every batch is of one group of similar records, which makes its negatives hard.
 
-    A group comes as often as it has batches: each of its records once before any comes again, but for what is left over,
-    less than a batch. The batches of all groups are shuffled, anew every epoch.
+    A group comes as often as it has batches: each of its records once before any comes again, but for what is left
+    over, less than a batch. The batches of all groups are shuffled, anew every epoch.
 
     Args:
       records: of all sources, without weights and windows.

@@ -14,8 +14,8 @@ from clipjax.errors import UserError
 class Groups:
     """The records of each label, as sample ids.
 
-    Reading a column reads every record once, at the start of a run; for more than some hundred thousand records store the
-    labels in a file.
+    Reading a column reads every record once, at the start of a run; for more than some hundred thousand records store
+    the labels in a file.
 
     Args:
       records: of all sources.
@@ -25,8 +25,8 @@ class Groups:
       array: the values' name in a `.npz`.
 
     Attributes:
-      members: for each label, in their sorted order, int64 [n], the ids of its records in rising order. Records without a
-        label (a missing column, no stored row, -1) are in none.
+      members: for each label, in their sorted order, int64 [n], the ids of its records in rising order. Records without
+        a label (a missing column, no stored row, -1) are in none.
 
     Raises:
       UserError: neither or both of `column` and `files`, a file that cannot be used, or no record with a label.
@@ -101,8 +101,8 @@ def _column_labels(records: Records, column: str) -> tuple[np.ndarray, np.ndarra
                 value = value.item()
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
                 raise UserError(
-                    f"config.data.order.column = {column!r}: record {index} of source {name!r} has {value!r} there, which "
-                    "is no label (a whole number or a string)."
+                    f"config.data.order.column = {column!r}: record {index} of source {name!r} has {value!r} there, "
+                    "which is no label (a whole number or a string)."
                 )
             found.append(None if value == -1 else value)
     there_N = np.array([value is not None for value in found], bool)

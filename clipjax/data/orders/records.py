@@ -15,8 +15,8 @@ class Records(NamedTuple):
 
     Attributes:
       names: of the sources.
-      sources: them themselves, `len(source)` and `source[i] -> record`; an order that keeps none of them is small when it
-        is sent to data workers.
+      sources: them themselves, `len(source)` and `source[i] -> record`; an order that keeps none of them is small when
+        it is sent to data workers.
       weights: samples of each source, by proportion.
       windows: for each source None or (block, window); see `Shuffle`.
       seed: of the run.
@@ -53,8 +53,8 @@ def check_unmixed(records: Records, kind: str) -> None:
         if weight != 1 or window is not None:
             setting = "a window" if window is not None else f"the weight {weight!r}"
             raise UserError(
-                f"The source {name!r} has {setting}, which config.data.order.kind = {kind!r} does not draw by; leave it "
-                "out."
+                f"The source {name!r} has {setting}, which config.data.order.kind = {kind!r} does not draw by; leave "
+                "it out."
             )
 
 
