@@ -22,17 +22,10 @@ from ml_collections import ConfigDict
 from clipjax.errors import UserError
 from clipjax.registry import nearest, wanted
 
-# Sections whose entries a user names; each entry is checked where it is built.
-OPEN_SECTIONS = (
-    "losses",
-    "data.sources",
-    "evals",
-    "init",
-    "model",
-    "tokenizer",
-    "data.captions",
-    "mesh",
-)
+# Sections whose entries a user names, with any fields; each entry is checked where it is built.
+NAMED_SECTIONS = ("losses", "data.sources", "data.features", "evals", "init")
+# Those, and sections of a kind, whose fields are its own.
+OPEN_SECTIONS = (*NAMED_SECTIONS, "model", "tokenizer", "data.order", "mesh")
 
 # Besides durations and what is None by default.
 NULLABLE = ("checkpoint.keep",)
@@ -142,7 +135,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
                 f"config.{path} cannot be {text}: the names of fields are strings without dots."
             ) from error
     is_open = ".".join(parents) in OPEN_SECTIONS or any(
-        ".".join(parents[: i + 1]) in OPEN_SECTIONS[:4] for i in range(len(parents))
+        ".".join(parents[: i + 1]) in NAMED_SECTIONS for i in range(len(parents))
     )
     if is_open and isinstance(node, ConfigDict) and leaf not in node:
         node[leaf] = value
@@ -165,13 +158,13 @@ def validate(config: ConfigDict, base: ConfigDict) -> None:
       UserError: the first field that is unknown, missing, or of a wrong type.
     """
     _validate(config, base, "")
-    for path in ("losses", "data.sources", "evals"):
+    for path in ("losses", "data.sources", "data.features", "evals"):
         for name, entry in _section(config, path).items():
             if not isinstance(entry, Mapping | ConfigDict):
                 raise UserError(
                     f"config.{path}.{name} must be a section such as {{'kind': ...}}, not {entry!r}."
                 )
-    for path in ("model", "model.image", "model.text", "tokenizer", "data.captions"):
+    for path in ("model", "tokenizer", "data.order"):
         section = _section(config, path)
         if not isinstance(section, Mapping | ConfigDict) or "kind" not in section:
             raise UserError(f"config.{path} must be a section with a 'kind'.")

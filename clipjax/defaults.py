@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from clipjax.data import augment
 from clipjax.models import model_section
 
 
@@ -20,26 +21,12 @@ def base_config() -> ConfigDict:
             "data": {
                 # name -> kind, settings, and optionally weight, captions, filter, window, box_format
                 "sources": {},
-                "captions": {"kind": "any"},
-                "languages": (),  # tags; then a batch has `language`, the place of each sample's here, or -1
-                "regions": {
-                    "count": 0,  # M of a sample; 0: the batch has no regions
-                    "min_visible": 0.25,  # share of a box's area that the crop must leave
-                    "min_side": 0.02,  # of what is left, as a fraction of the frame
-                    "text_length": None,  # tokens of a region's text; None: as many as the text tower takes
-                },
-                "augment": {
-                    "crop": "random",  # a random resized crop, or "fit": as preprocess.resize says
-                    "crop_scale": (0.9, 1.0),  # area of the random crop
-                    "crop_ratio": (0.75, 4 / 3),
-                    "flip": 0.0,
-                    "rotate": 0.0,  # degrees either way
-                    "brightness": 0.0,
-                    "contrast": 0.0,
-                    "saturation": 0.0,
-                    "hue": 0.0,  # turns either way
-                    "grayscale": 0.0,
-                    "background": "white",  # under transparent pictures: white, or random
+                "order": {"kind": "shuffle"},  # which record stands where; clipjax/data/orders
+                # name -> kind and settings; a batch is the union of their fields (clipjax/data/features)
+                "features": {
+                    # `views` is a number, or a list of what differs from `augment`, one section a view
+                    "image": {"kind": "image", "views": 1, "augment": dict(augment.DEFAULTS)},
+                    "text": {"kind": "text", "captions": {"kind": "any"}},
                 },
                 "threads": 2,
                 "workers": 0,  # processes; 0 decodes in threads of this one

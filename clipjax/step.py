@@ -48,10 +48,10 @@ class Parts(NamedTuple):
 def make_parts(config: Mapping[str, Any]) -> Parts:
     """The parts of a resolved config; every setting and rule of them is checked, and nothing is allocated."""
     model = make_model(config["model"])
-    if "regions" in config["model"] and not config["data"]["regions"]["count"]:
+    if "regions" in config["model"] and "boxes" not in example_batch(config):
         raise UserError(
-            f"A model of kind {config['model']['kind']!r} trains on regions, and config.data.regions.count is 0; "
-            "set it (CLOC: 4), or train a 'dual_encoder'."
+            f"A model of kind {config['model']['kind']!r} trains on regions, and no feature makes 'boxes'; add "
+            "config.data.features.regions = {'kind': 'regions', 'count': 4}, or train a 'dual_encoder'."
         )
     rate = optim.make_schedule(config)
     boxed = boxed_params(model, example_batch(config))

@@ -24,11 +24,11 @@ from clipjax.convert.pretrained import load_pretrained
 from clipjax.cost import flops
 from clipjax.data.pipeline import batches
 from clipjax.data.stream import COUNTERS, Stream
-from clipjax.data.tokenizers import Tokenizer, make_tokenizers
+from clipjax.data.tokenizers import Tokenizer, run_tokenizer
 from clipjax.encode.encoder import Encoder
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
-from clipjax.fields import BATCH, HOST_ONLY
+from clipjax.fields import HOST_ONLY
 from clipjax.job.agreement import Tally, batch_share, by_first, check_same, from_first
 from clipjax.job.distributed import barrier, first, tell
 from clipjax.job.signals import Stopped, stop_signals
@@ -81,10 +81,9 @@ def _train(
     trace: Profile,
     watchdog: Watchdog,
 ) -> State:
-    tokenizer, region_tokenizer = make_tokenizers(config)
+    tokenizer = run_tokenizer(config)
     check_vocabulary(tokenizer, config)
-    size = config.model.image.size
-    stream = Stream(config.data, config.preprocess, size, tokenizer, config.seed, region_tokenizer)
+    stream = Stream(config)
     config = resolve(config, stream.epoch)
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, mesh, config.grad_cache)
@@ -209,8 +208,10 @@ def _train(
     return state
 
 
-def check_vocabulary(tokenizer: Tokenizer, config: ConfigDict) -> None:
+def check_vocabulary(tokenizer: Tokenizer | None, config: ConfigDict) -> None:
     """Refuses a text tower that lacks embeddings for some of the tokenizer's ids."""
+    if tokenizer is None or "text" not in config.model:
+        return
     size = config.model.text.get("vocab_size", tokenizer.vocab_size)
     if size < tokenizer.vocab_size:
         raise UserError(
@@ -230,11 +231,11 @@ def restore(checkpoints: Checkpointer, samples: int, like: State) -> tuple[State
 def to_device(
     batch: Mapping[str, np.ndarray], sharding: jax.sharding.NamedSharding
 ) -> dict[str, jax.Array]:
-    """The fields that models and losses may read, as global arrays split over the mesh."""
+    """Every field of a batch but those that stay on the host, as global arrays split over the mesh."""
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
-        if name in BATCH and name not in HOST_ONLY
+        if name not in HOST_ONLY
     }
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from clipjax.config import flatten, from_json, in_samples, to_json
 from clipjax.errors import UserError
 from clipjax.log.writers import replace_file
+from clipjax.migrate import migrate
 
 # Fields that may differ when a run goes on: they change what is reported or where it runs, not what is learnt.
 FREE = (
@@ -124,7 +125,7 @@ def check_shared(workdir: Path, config: ConfigDict, patience: float = 60.0) -> N
 
 def _check_same(file: Path, config: ConfigDict) -> None:
     try:
-        old = flatten(from_json(file.read_text()))
+        old = flatten(from_json(to_json(migrate(from_json(file.read_text()).to_dict()))))
     except ValueError as error:
         raise UserError(
             f"{str(file)!r} is not a config that clipjax wrote; choose another --workdir."

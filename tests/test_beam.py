@@ -20,7 +20,7 @@ from clipjax.data.bad import BadRecord  # noqa: E402
 from clipjax.data.commands.convert import convert  # noqa: E402
 from clipjax.data.commands.named import named  # noqa: E402
 from clipjax.data.commands.shards import as_json  # noqa: E402
-from clipjax.data.order import Order  # noqa: E402
+from clipjax.data.orders.shuffle import Shuffle  # noqa: E402
 from clipjax.data.sources import array_record, make_source  # noqa: E402
 from clipjax.errors import UserError  # noqa: E402
 from tests.tiny_pictures import jpeg, noise  # noqa: E402
@@ -358,7 +358,7 @@ def test_a_list_of_other_data(plain, photos, tmp_path):
 
 def test_what_a_worker_raises_is_one_sentence(tmp_path):
     # The columns are those of a sample, which this record is not in.
-    late = Order([600], [1.0], 0)[599][1]
+    late = Shuffle([600], [1.0], 0).draw(599, 0)[1]
     rows = [{"image": jpeg(noise(i % 3)), "text": ["a"], "language": "en"} for i in range(600)]
     rows[late]["extra"] = 1
     array_record.write(rows, tmp_path / "a.arrayrecord")

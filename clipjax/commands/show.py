@@ -78,11 +78,11 @@ def show(config: ConfigDict) -> int:
         "text": flops.count(_apply(model, "text"), state.params, _batch(config, "text")),
     }
     regions = {}
-    if "regions" in config.model and config.data.regions.count:
+    if "regions" in config.model:
         fields = ("image", "boxes", "region_text")
         batch = {field: example_batch(config)[field] for field in fields}
         whole = flops.count(lambda p, b: model.apply({"params": p}, b), state.params, batch)
-        work = f"{_si(whole - forward['image'])}FLOP, {config.data.regions.count} with their texts"
+        work = f"{_si(whole - forward['image'])}FLOP, {batch['boxes'].shape[1]} with their texts"
         regions = {"forward FLOPs of regions": work}
     training = flops_per_sample(config, make_losses(config.losses, mesh), optimizer, rate, state)
     steps = config.total_samples // config.batch_size

@@ -75,5 +75,5 @@ class RegionDualEncoder(DualEncoder, kw_only=True):
         ):
             raise UserError(
                 f"Region texts of {length} tokens are shorter than the text tower's {self.text.length}, and this tower "
-                "sees padding, so that they would mean something else; set data.regions.text_length to None."
+                "sees padding, so that they would mean something else; set data.features.regions.text_length to None."
             )
