@@ -171,7 +171,7 @@ def validate(config: ConfigDict, base: ConfigDict) -> None:
                 raise UserError(
                     f"config.{path}.{name} must be a section such as {{'kind': ...}}, not {entry!r}."
                 )
-    for path in ("model", "model.image", "model.text", "tokenizer", "data.captions"):
+    for path in ("model", "tokenizer", "data.captions"):
         section = _section(config, path)
         if not isinstance(section, Mapping | ConfigDict) or "kind" not in section:
             raise UserError(f"config.{path} must be a section with a 'kind'.")

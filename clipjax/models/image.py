@@ -121,7 +121,7 @@ class ViT(nn.Module):
         """Patches along one side."""
         return self.size // self.patch
 
-    def embed(self, image: jax.Array) -> jax.Array:
+    def embed(self, image: jax.Array, *, image_shape: jax.Array | None = None) -> jax.Array:
         """Normalised images -> patch embeddings [B, N, W] in the compute dtype, without positions.
 
         With changes, they can be given to the tower in place of the images' own; here masked ones are learned:
@@ -130,9 +130,10 @@ class ViT(nn.Module):
         >>> pooled, tokens = tower(None, embeddings=patches)
 
         Args:
-          image: as for `__call__`; of images of several shapes, `image_shape` goes with the embeddings.
+          image: as for `__call__`.
+          image_shape: as there; embeddings of flattened patches need it as well.
         """
-        return self(image, only_embed=True)
+        return self(image, image_shape=image_shape, only_embed=True)
 
     @nn.compact
     def __call__(
