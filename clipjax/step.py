@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 
 from clipjax import optim, registry, rules
 from clipjax.batch import example_batch
+from clipjax.convert.pretrained import copies
 from clipjax.errors import UserError
 from clipjax.gradient_cache import value_and_grad
 from clipjax.losses import KINDS
 from clipjax.mesh import parameter_shardings, replicated
-from clipjax.models import boxed_params, make_model, matmul_precision
+from clipjax.models import boxed_params, initialise, make_model, matmul_precision
 
 
 @flax.struct.dataclass
@@ -122,7 +123,7 @@ def make_step(
     settings, batch_size, decay = config["optim"], config["batch_size"], config["optim"]["ema"]
 
     def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
-        with matmul_precision(config["model"]["dtype"]):
+        with matmul_precision(config["model"]):
             return update(state, batch)
 
     def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
@@ -178,11 +179,13 @@ def init_state(
     shapes = abstract_state(model, config, optimizer, mesh)
     example = {k: np.zeros(v.shape, v.dtype) for k, v in example_batch(config).items()}
     pretrained = dict(pretrained or {})
+    copied = copies(config["init"], shapes.params)
 
     def fresh(seed: jax.Array, given: dict[str, jax.Array]) -> State:
-        params = nn.unbox(model.init(jax.random.key(seed), example))["params"]
-        flat = rules.paths(params)
-        params = rules.tree(flat | {p: x.astype(flat[p].dtype) for p, x in given.items()})
+        flat = rules.paths(nn.unbox(initialise(model, jax.random.key(seed), example)))
+        flat |= {p: x.astype(flat[p].dtype) for p, x in given.items()}
+        flat |= {p: flat[source].astype(flat[p].dtype) for p, source in copied.items()}
+        params = rules.tree(flat)
         trained, _, _ = optim.split(params, config["optim"]["freeze"])
         ema = dict(trained) if config["optim"]["ema"] else {}
         return State(jnp.int32(0), params, optimizer.init(trained), ema)

@@ -25,6 +25,8 @@ class RegionDualEncoder(DualEncoder, kw_only=True):
 
     regions: nn.Module
 
+    needs = ("image", "text", "boxes", "region_text")
+
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False) -> dict[str, Any]:
         """As `DualEncoder`, and what the batch asks of its regions.
 
