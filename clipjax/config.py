@@ -28,7 +28,9 @@ OPEN_SECTIONS = (
     "data.sources",
     "evals",
     "init",
+    "refreshes",
     "model",
+    "optim.settings",
     "tokenizer",
     "data.captions",
     "mesh",
@@ -142,7 +144,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
                 f"config.{path} cannot be {text}: the names of fields are strings without dots."
             ) from error
     is_open = ".".join(parents) in OPEN_SECTIONS or any(
-        ".".join(parents[: i + 1]) in OPEN_SECTIONS[:4] for i in range(len(parents))
+        ".".join(parents[: i + 1]) in OPEN_SECTIONS[:5] for i in range(len(parents))
     )
     if is_open and isinstance(node, ConfigDict) and leaf not in node:
         node[leaf] = value
@@ -165,13 +167,13 @@ def validate(config: ConfigDict, base: ConfigDict) -> None:
       UserError: the first field that is unknown, missing, or of a wrong type.
     """
     _validate(config, base, "")
-    for path in ("losses", "data.sources", "evals"):
+    for path in ("losses", "data.sources", "evals", "refreshes"):
         for name, entry in _section(config, path).items():
             if not isinstance(entry, Mapping | ConfigDict):
                 raise UserError(
                     f"config.{path}.{name} must be a section such as {{'kind': ...}}, not {entry!r}."
                 )
-    for path in ("model", "model.image", "model.text", "tokenizer", "data.captions"):
+    for path in ("model", "tokenizer", "data.captions"):
         section = _section(config, path)
         if not isinstance(section, Mapping | ConfigDict) or "kind" not in section:
             raise UserError(f"config.{path} must be a section with a 'kind'.")

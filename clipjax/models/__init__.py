@@ -222,8 +222,34 @@ def boxed_params(module: nn.Module, batch: Mapping[str, jax.ShapeDtypeStruct]) -
     return jax.tree.map(lambda x: x, _traced(module, shapes))  # a tree of the caller's own
 
 
+def init_params(
+    module: nn.Module, key: jax.Array, batch: Mapping[str, jax.Array]
+) -> dict[str, Any]:
+    """Fresh parameters, in their boxes: of a call, and of `whole_batch` where the module has one.
+
+    Args:
+      module: the model.
+      key: from `jax.random.key`.
+      batch: as for a call with `train=False`.
+    """
+
+    def everything(module: nn.Module, batch: Mapping[str, jax.Array]) -> None:
+        module.whole_batch(module(batch), batch, train=False)
+
+    whole = callable(getattr(type(module), "whole_batch", None))
+    return module.init(key, batch, **({"method": everything} if whole else {})).get("params", {})
+
+
+def needs(module: nn.Module) -> tuple[str, ...]:
+    """The batch fields without which a model cannot train: its `needs`, or by default those of its towers."""
+    if getattr(module, "needs", None) is not None:
+        return tuple(module.needs)
+    regions = ("boxes", "region_text", "region_mask") if hasattr(module, "regions") else ()
+    return tuple(f for f in TOWERS if hasattr(module, f)) + regions
+
+
 def _trace(module: nn.Module, batch: tuple[tuple[str, jax.ShapeDtypeStruct], ...]) -> Any:
-    return jax.eval_shape(module.init, jax.random.key(0), dict(batch))["params"]
+    return jax.eval_shape(functools.partial(init_params, module), jax.random.key(0), dict(batch))
 
 
 _traced = functools.lru_cache(maxsize=16)(_trace)
