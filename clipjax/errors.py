@@ -66,7 +66,8 @@ def mistakes_in(what: str, thing: Any) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).strip().split("\n\n")[0].split())[:300].rstrip(".")
+        reason = " ".join(str(error).split(" (http")[0].strip().split("\n\n")[0].split())
+        reason = reason[:300].rstrip(".")
         kind = type(error).__name__
         raise UserError(
             f"{what} fails{_line(error, thing)}: {kind}{': ' * bool(reason)}{reason}."

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipjax import piecewise, rules
 from clipjax.errors import UserError, describe
@@ -87,8 +88,8 @@ def read_follow(rules_: Any, params: Mapping[str, Any], trained: Flat) -> dict[s
                 f"config.optim.follow needs strings for a target and its source, not {rule!r}."
             )
         amount = piecewise.read(decay, f"The decay of config.optim.follow for {target!r}")
-        values = amount if isinstance(amount, float) else amount[1]
-        if not jnp.all((jnp.asarray(values) >= 0) & (jnp.asarray(values) <= 1)):
+        values = np.asarray(amount if isinstance(amount, float) else amount[1])
+        if ((values < 0) | (values > 1)).any():
             raise UserError(
                 f"The decay of config.optim.follow for {target!r} must be from 0 to 1, not {decay!r}."
             )
