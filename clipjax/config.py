@@ -23,9 +23,9 @@ from clipjax.errors import UserError
 from clipjax.registry import nearest, wanted
 
 # Sections whose entries a user names, with any fields; each entry is checked where it is built.
-NAMED_SECTIONS = ("losses", "data.sources", "data.features", "evals", "init")
+NAMED_SECTIONS = ("losses", "data.sources", "data.features", "evals", "init", "refreshes")
 # Those, and sections of a kind, whose fields are its own.
-OPEN_SECTIONS = (*NAMED_SECTIONS, "model", "tokenizer", "data.order", "mesh")
+OPEN_SECTIONS = (*NAMED_SECTIONS, "model", "tokenizer", "data.order", "mesh", "optim.settings")
 
 # Besides durations and what is None by default.
 NULLABLE = ("checkpoint.keep",)
@@ -158,7 +158,7 @@ def validate(config: ConfigDict, base: ConfigDict) -> None:
       UserError: the first field that is unknown, missing, or of a wrong type.
     """
     _validate(config, base, "")
-    for path in ("losses", "data.sources", "data.features", "evals"):
+    for path in ("losses", "data.sources", "data.features", "evals", "refreshes"):
         for name, entry in _section(config, path).items():
             if not isinstance(entry, Mapping | ConfigDict):
                 raise UserError(

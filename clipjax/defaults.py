@@ -40,7 +40,8 @@ def base_config() -> ConfigDict:
                 "crop_fraction": 1.0,  # share of the resized side that "shortest" keeps
             },
             "optim": {
-                "name": "adamw",
+                "name": "adamw",  # or adafactor, lion, muon, sgd, or an import path: see optim.py
+                "settings": {},  # of an optimizer that has its own, such as sgd's momentum
                 "lr": 5e-4,
                 "b1": 0.9,
                 "b2": 0.98,
@@ -52,12 +53,14 @@ def base_config() -> ConfigDict:
                 "decay_rules": ((r".*(kernel|embedding|probe)", 1.0), (".*", 0.0)),
                 "lr_multipliers": ((".*", 1.0),),
                 "freeze": ((".*", False),),
+                "follow": (),  # (target, source, decay): frozen parameters that follow others, see updates.py
                 "clip_norm": None,
                 "clip_values": (("logit_scale", 0.0, 4.605170185988092),),
                 "ema": 0.0,  # decay per step; 0: none
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1},
             "evals": {},  # name -> kind, settings, and `every` (duration)
+            "refreshes": {},  # name -> kind, settings, `every` (duration), and `at_start`: see refresh.py
             "checkpoint": {"every": "10%", "keep": 1, "keep_every": None},  # durations; None: none
             "log": {"every": "1%", "tensorboard": True, "wandb": False},
             "run": {  # seconds

@@ -61,7 +61,13 @@ def wanted(default: Any, value: Any) -> str | None:
 
 
 def call(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str, **given: Any) -> Any:
-    """`function(**given, **kwargs)`, where `kwargs` come from a user's config and are checked first.
+    """`function(**given, **kwargs)`, where `kwargs` come from a user's config and are checked first; see `check`."""
+    check(function, kwargs, what, **given)
+    return function(**given, **kwargs)
+
+
+def check(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str, **given: Any) -> None:
+    """Refuses settings from a user's config that `function(**given, **kwargs)` would not take.
 
     Raises:
       UserError: a keyword that `function` does not take (with the nearest one it does), a missing one, or another
@@ -88,4 +94,3 @@ def call(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str, **g
     ]
     if missing:
         raise UserError(f"{what} needs the setting(s) {', '.join(missing)}.")
-    return function(**given, **kwargs)

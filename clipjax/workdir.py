@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipjax.config import flatten, from_json, in_samples, to_json
+from clipjax.defaults import base_config
 from clipjax.errors import UserError
 from clipjax.log.writers import replace_file
 from clipjax.migrate import migrate
@@ -74,8 +75,9 @@ def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
     convert(config.checkpoint, "every", "checkpoint.")
     convert(config.checkpoint, "keep_every", "checkpoint.")
     convert(config.log, "every", "log.")
-    for name, entry in config.evals.items():
-        convert(entry, "every", f"evals.{name}.")
+    for section in ("evals", "refreshes"):
+        for name, entry in config[section].items():
+            convert(entry, "every", f"{section}.{name}.")
     return config
 
 
@@ -131,7 +133,11 @@ def _check_same(file: Path, config: ConfigDict) -> None:
             f"{str(file)!r} is not a config that clipjax wrote; choose another --workdir."
         ) from error
     new = flatten(from_json(to_json(config)))
-    free = FREE if config.optim.schedule == "cosine" else (*FREE, "total_samples")
+    # A field that an earlier version of clipjax did not have had what is now its default.
+    default = flatten(from_json(to_json(base_config())))
+    old |= {key: default[key] for key in new if key not in old and key in default}
+    ends_anywhere = config.optim.schedule in ("constant", "rsqrt")
+    free = (*FREE, "total_samples") if ends_anywhere else FREE
     differing = [
         f"{key} (there {old.get(key)!r}, now {new.get(key)!r})"
         for key in sorted(old.keys() | new.keys())
