@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from clipjax.log.writers import replace_file
 from clipjax.recipe import Column, Step
 from clipjax.recipe.results import Results, merge, read
@@ -41,7 +43,14 @@ class Verdict(NamedTuple):
 
 def standard_error(values: Sequence[float]) -> float:
     """Standard deviation (n - 1) / sqrt(n); NaN for fewer than two values."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return deviation(values) / math.sqrt(len(values))
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation (n - 1); NaN for fewer than two values, or where one is NaN."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return math.nan
+    return statistics.stdev(map(float, values))
 
 
 def beats(a: Sequence[float], b: Sequence[float], *, lower_is_better: bool = False) -> Verdict:
@@ -88,7 +97,8 @@ def write(step: Step, workdir: Path, finished: Sequence[str]) -> str:
     data["missing"] = list(dict.fromkeys(missing))
     text = markdown(data)
     folder = workdir / step.name
-    replace_file(folder / "table.json", json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    plain = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+    replace_file(folder / "table.json", plain + "\n")
     replace_file(folder / "table.md", text)
     return text
 
@@ -127,7 +137,7 @@ def collect(
         cells = {}
         for name, column in columns.items():
             values = [r.values[column.metric] for r in results if column.metric in r.values]
-            sd = statistics.stdev(values) if len(values) > 1 else None
+            sd = deviation(values) if len(values) > 1 else None
             cells[name] = {"values": values, "mean": _mean(values), "sd": sd}
         speed = speeds[title] / base if base and speeds[title] else None
         data["rows"][title] = {"seeds": len(results), "speed": speed, "cells": cells}
@@ -204,6 +214,15 @@ def _number(value: float | None, column: Mapping[str, Any]) -> str:
     percent = column["unit"] == "%"
     digits = column["digits"] if column["digits"] is not None else 1 if percent else 2
     return f"{100 * value if percent else value:.{digits}f}"
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities, which JSON lacks, as None."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -13,7 +13,7 @@ import pytest
 from clipjax.cli import main
 from clipjax.errors import UserError
 from clipjax.recipe import load_recipe
-from clipjax.recipe.running import choose, run
+from clipjax.recipe.running import choose
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "configs" / "tiny.py"
