@@ -76,13 +76,14 @@ class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-      metric: "EVALUATOR/METRIC" of train and evaluate steps, "METRIC" of call steps.
+      metric: "EVALUATOR/METRIC" of train and evaluate steps, "METRIC" of call steps; of several the first that a step
+        has, where arms have evaluators of other names.
       lower_is_better: turns the comparisons of this column around.
       unit: None: as the evaluator says, or "%" where all values are in [0, 1]; "": numbers as they are.
       digits: after the point; None: 1 of per cent, else 2.
     """
 
-    metric: str
+    metric: str | tuple[str, ...]
     lower_is_better: bool = False
     unit: str | None = None
     digits: int | None = None

@@ -127,16 +127,14 @@ def collect(
         data["columns"][title] = {
             **column._asdict(),
             "unit": _unit(column, everything),
-            "chance": _mean(
-                [r.chance[column.metric] for r in everything if column.metric in r.chance]
-            ),
+            "chance": _mean(_found(column, [r.chance for r in everything])),
         }
     speeds = {title: _mean([r.speed for r in some if r.speed]) for title, some in rows.items()}
     base = speeds.get(baseline) if baseline is not None else None
     for title, results in rows.items():
         cells = {}
         for name, column in columns.items():
-            values = [r.values[column.metric] for r in results if column.metric in r.values]
+            values = _found(column, [r.values for r in results])
             sd = deviation(values) if len(values) > 1 else None
             cells[name] = {"values": values, "mean": _mean(values), "sd": sd}
         speed = speeds[title] / base if base and speeds[title] else None
@@ -189,13 +187,20 @@ def markdown(data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _found(column: Column, named: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What each of some mappings has for a column; those without it are left out."""
+    metrics = (column.metric,) if isinstance(column.metric, str) else column.metric
+    first = (next((m for m in metrics if m in one), None) for one in named)
+    return [one[m] for one, m in zip(named, first, strict=True) if m is not None]
+
+
 def _unit(column: Column, results: Sequence[Results]) -> str:
     if column.unit is not None:
         return column.unit
-    told = [r.units[column.metric] for r in results if column.metric in r.units]
+    told = _found(column, [r.units for r in results])
     if told:
         return told[0]
-    values = [r.values[column.metric] for r in results if column.metric in r.values]
+    values = _found(column, [r.values for r in results])
     return "%" if all(0 <= value <= 1 for value in values) else ""
 
 
