@@ -77,7 +77,8 @@ def test_the_encoder_multiplies_as_the_step_does(field):
     encoder = Encoder(parts.model, config, tokenizer, mesh, batch_size=2)
     params = abstract_state(parts.model, config, parts.optimizer, mesh).params
     batch = {field: example_batch(config.model)[field]}
-    program = jax.make_jaxpr(encoder._encode[field])(params, batch)
+    embed = encoder.program(lambda p, b: parts.model.apply({"params": p}, b)[f"{field}_embedding"])
+    program = jax.make_jaxpr(embed)(params, batch)
     found = list(products(program.jaxpr))
     assert len(found) > 4
     assert all(full(equation) for equation in found)
