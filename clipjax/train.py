@@ -29,6 +29,7 @@ from clipjax.encode.encoder import Encoder
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import BATCH, HOST_ONLY
+from clipjax.imports import used_modules
 from clipjax.job.agreement import Tally, batch_share, by_first, check_same, from_first
 from clipjax.job.distributed import barrier, first, tell
 from clipjax.job.signals import Stopped, stop_signals
@@ -124,6 +125,7 @@ def _train(
     tally = Tally(mesh, share, counters)
     run = RunLog(config, workdir, samples, mesh, work, share, tally, clock)
     packed, made_by = checkpoint.pack_tokenizer(tokenizer), versions()
+    modules = used_modules(config)
     if samples >= config.total_samples and first():
         print(
             f"This run is finished: it has seen {samples:,} samples. Its report is written again."
@@ -135,6 +137,7 @@ def _train(
             "counters": {k: n for k, n in tally.counters.items() if n},
             "config": json.loads(config.to_json()),
             "versions": made_by,
+            "modules": modules,
         }
         train_state = {"step": state.step, "optimizer": state.optimizer, "ema": state.ema}
         checkpoints.save(samples, state.params, train_state, meta, packed)

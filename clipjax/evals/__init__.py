@@ -195,7 +195,7 @@ def _sources(name: str, config: Mapping[str, Any], make: Any, path: str) -> dict
     for needed in ("name", "encoder"):
         if needed not in parameters and not free:
             raise UserError(
-                f"The evaluator {path!r} must take {needed!r}, as __init__(self, name, encoder, ...); see clipjax.evals."
+                f"The evaluator {path!r} must take {needed!r}, as __init__(self, name, encoder, ...)."
             )
     found: dict[str, Any] = {}
     for field in ("source", "sources"):

@@ -2,8 +2,9 @@
 
 A tokenizer has `length`, `vocab_size` and `pad_id`; `encode(text)` gives all ids of one text, `__call__(texts)` cuts
 and pads to the length as the original does, `encode_rows(texts)` tells with it which texts were cut (padding may be an
-id that texts hold too, as SigLIP's is, so the rows do not tell); `decode(ids)` gives the text back; `save(directory)` and `load(config, directory)` are
-inverse, so that a checkpoint can carry it. docs/tokenizers.md: which settings belong to which model.
+id that texts hold too, as SigLIP's is, so the rows do not tell); `decode(ids)` gives the text back; `save(directory)`
+and `load(config, directory)` are inverse, so that a checkpoint can carry it. docs/tokenizers.md: which settings belong
+to which model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
