@@ -29,6 +29,7 @@ from clipjax.encode.encoder import Encoder
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import HOST_ONLY
+from clipjax.imports import used_modules
 from clipjax.job.agreement import Tally, batch_share, by_first, check_same, from_first
 from clipjax.job.distributed import barrier, first, tell
 from clipjax.job.signals import Stopped, stop_signals
@@ -234,6 +235,7 @@ class Run:
             "counters": {k: n for k, n in self.tally.counters.items() if n},
             "config": json.loads(self._config.to_json()),
             "versions": self._made_by,
+            "modules": used_modules(self._config),
         }
         state = self.state
         train_state = {"step": state.step, "optimizer": state.optimizer, "ema": state.ema}

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from clipjax.config import flatten, from_json, in_samples, to_json
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
+from clipjax.imports import used_modules
 from clipjax.log.writers import replace_file
 from clipjax.migrate import migrate
 
@@ -82,7 +83,7 @@ def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes `config.json` and `versions.json` into a new workdir, or checks that the one there is this run's.
+    """Writes `config.json`, `versions.json`, `modules.json` into a new workdir, or checks that the one there is this run's.
 
     Raises:
       UserError: the workdir belongs to another config (the differences are named), or cannot be written.
@@ -98,6 +99,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             )
         replace_file(file, to_json(config))
         replace_file(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        replace_file(workdir / "modules.json", json.dumps(used_modules(config), indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"The workdir {str(workdir)!r} cannot be written: {error.strerror}."

@@ -85,7 +85,7 @@ CASES = {
         ),
     ),
     "cloc_tensor2": Case(
-        "configs/cloc_b16.py",
+        "experiments/cloc/configs/b16.py",
         (
             *_CLIP,
             "data.features.regions.text_length=6",

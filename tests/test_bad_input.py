@@ -85,7 +85,7 @@ MISTAKES = {
     "evals.mine={'kind': 'retreival', 'source': {'kind': 'drawings'}}": (
         "no evaluator named 'retreival' (did you mean 'retrieval'"
     ),
-    "losses.contrastive.kind=no.such:thing": "cannot be imported: No module named 'no'",
+    "losses.contrastive.kind=no.such:thing": "cannot be imported: there is no module 'no'",
     "losses.contrastive.kind=clipjax.losses:nothing": "has no attribute 'nothing'",
     # Settings of what has a kind
     "losses.contrastive.layot=ring": "Loss 'contrastive' has no setting 'layot' (did you mean 'layout'",

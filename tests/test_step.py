@@ -71,7 +71,8 @@ def test_the_encoder_multiplies_as_the_step_does(field):
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
     encoder = Encoder(run.model, config, tokenizer, run.mesh, batch_size=2)
     batch = {field: example_batch(config.model)[field]}
-    program = jax.make_jaxpr(encoder._encode[field])(run.state.params, batch)
+    embed = encoder.program(lambda p, b: run.model.apply({"params": p}, b)[f"{field}_embedding"])
+    program = jax.make_jaxpr(embed)(run.state.params, batch)
     found = list(products(program.jaxpr))
     assert len(found) > 4
     assert all(full(equation) for equation in found)

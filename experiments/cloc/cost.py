@@ -1,4 +1,4 @@
-"""What CLOC adds to CLIP's train step, in FLOPs: python experiments/cloc/cost.py configs/cloc_b16.py
+"""What CLOC adds to CLIP's train step, in FLOPs: python -m experiments.cloc.cost experiments/cloc/configs/b16.py
 
 Counted from traced programs (clipjax/cost/flops.py): the towers and the region head three times their forward pass, the
 losses over the global batch with their gradients. Nothing is compiled, and nothing is repeated for memory's sake.

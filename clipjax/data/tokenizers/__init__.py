@@ -2,14 +2,15 @@
 
 A tokenizer has `length`, `vocab_size` and `pad_id`; `encode(text)` gives all ids of one text, `__call__(texts)` cuts
 and pads to the length as the original does, `encode_rows(texts)` tells with it which texts were cut (padding may be an
-id that texts hold too, as SigLIP's is, so the rows do not tell); `save(directory)` and `load(config, directory)` are
-inverse, so that a checkpoint can carry it. docs/tokenizers.md: which settings belong to which model.
+id that texts hold too, as SigLIP's is, so the rows do not tell); `decode(ids)` gives the text back; `save(directory)`
+and `load(config, directory)` are inverse, so that a checkpoint can carry it. docs/tokenizers.md: which settings belong
+to which model.
 """
 
 import contextlib
 import json
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,10 @@ class Tokenizer(Protocol):
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [n, length], cut and padded."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids or of a row, without special tokens and padding."""
         ...
 
     def save(self, directory: Path) -> dict[str, Any]:

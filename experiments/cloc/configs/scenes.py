@@ -1,6 +1,6 @@
 """CLOC in minutes on two CPU cores: composed scenes of the bundled drawings, evaluated on a style never trained on.
 
-`configs/cloc_scenes.py:ARM` is one arm of the comparison in experiments/cloc/README.md:
+`experiments/cloc/configs/scenes.py:ARM` is one arm of the comparison in experiments/cloc/README.md:
 
   cloc           the paper's objective: image-text, region-text, grounding
   roi_align      its baseline: RoI-Align in place of the Prompter, so no grounding

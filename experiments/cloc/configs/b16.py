@@ -1,8 +1,7 @@
 """CLOC, ViT-B/16, from nothing: Chen et al. 2025 (arXiv 2410.02746), sections 3 and 5 and appendix.
 
-The data is what `tools/beam/vesl.py` writes (docs/vesl.md): records with an alt-text, a long synthetic caption, boxes
-and their phrases. No vocabulary is bundled: bring T5's SentencePiece model. The larger models are configs/cloc_l14.py
-and configs/cloc_h14.py.
+The data is what VESL writes (experiments/cloc/vesl): records with an alt-text, a long synthetic caption, boxes and
+their phrases. No vocabulary is bundled: bring T5's SentencePiece model. The larger models are l14.py and h14.py.
 """
 
 from clipjax.defaults import base_config
