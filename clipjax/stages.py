@@ -10,7 +10,7 @@ A stage is `(params, config, **settings) -> (params, config)`:
         config.model.text.length = length
         return params, config
 
-    clipjax stage --stage=experiments.mine.stages:stretch_positions --source=runs/start --target=runs/long --stage.length=248
+    clipjax stage --stage=experiments.mine.stages:stretch_positions --source=runs/a --target=runs/b --stage.length=248
 
 - `params`: nested dict of NumPy arrays (the averaged parameters, where a run keeps averages), the stage's own copy of
   the dicts. What it gives back may hold NumPy or JAX arrays.

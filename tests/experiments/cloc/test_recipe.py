@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 from clipjax.config import import_file, load_config
-from clipjax.cost import flops
 from clipjax.defaults import base_config
 from clipjax.mesh import make_mesh
+from clipjax.prepare import prepare
 from clipjax.recipe import load_recipe
 from clipjax.recipe.marks import definition
-from clipjax.step import abstract_state, make_losses, make_parts
-from clipjax.train import flops_per_sample
-from clipjax.workdir import resolve
 
 ROOT = Path(__file__).parents[3]
 FILE = ROOT / "experiments" / "cloc" / "recipe.py"
@@ -31,12 +29,8 @@ def test_all_runs_are_there_and_load():
 
 def cost(arm):
     config = load_config(f"{FILE.parent}/configs/scenes.py:{arm}", base_config())
-    config = resolve(config, 20_000)
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "expert": 1}, flops.jax.devices()[:1])
-    model, optimizer, rate = make_parts(config)
-    losses = make_losses(config.losses, mesh)
-    state = abstract_state(model, config, optimizer, mesh)
-    return flops_per_sample(config, losses, optimizer, rate, state)
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    return prepare(config, mesh, 20_000).flops_per_sample
 
 
 @pytest.mark.slow
