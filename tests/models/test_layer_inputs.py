@@ -190,9 +190,7 @@ def test_flattened_patches_take_extra_tokens():
     again, _ = run(params, module, padded, image_shape=shape, extra_tokens=EXTRA)
     np.testing.assert_allclose(pooled, again, rtol=1e-5, atol=1e-5)
     assert tokens.shape == (2, 4, 8)
-    embed = jax.jit(
-        lambda p, x: module.apply({"params": p}, x, image_shape=shape, method="embed")
-    )
+    embed = jax.jit(lambda p, x: module.apply({"params": p}, x, image_shape=shape, method="embed"))
     words = embed(params, patches)
     given, _ = run(params, module, None, embeddings=words, image_shape=shape, extra_tokens=EXTRA)
     np.testing.assert_allclose(given, pooled, rtol=1e-5, atol=1e-5)
