@@ -80,7 +80,7 @@ def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes `config.json`, `versions.json`, `modules.json` into a new workdir, or checks that the one there is this run's.
+    """Writes `config.json`, `versions.json` and `modules.json` into a new workdir, or checks that it is this run's.
 
     Raises:
       UserError: the workdir belongs to another config (the differences are named), or cannot be written.
