@@ -22,9 +22,7 @@ from typing import NamedTuple
 from clipjax.config import load_config
 from clipjax.defaults import base_config
 from clipjax.mesh import make_mesh
-from clipjax.step import abstract_state, make_losses, make_parts
-from clipjax.train import flops_per_sample
-from clipjax.workdir import resolve
+from clipjax.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "cloc_scenes.py"
@@ -66,12 +64,7 @@ def runs(samples: int, folder: Path) -> list[Run]:
 def flops(arm: str) -> float:
     """FLOPs of training on one sample."""
     config = load_config(f"{CONFIG}:{arm}", base_config())
-    config = resolve(config, SCENES)
-    mesh = make_mesh(config.mesh)
-    model, optimizer, rate = make_parts(config)
-    losses = make_losses(config.losses, mesh)
-    state = abstract_state(model, config, optimizer, mesh)
-    return flops_per_sample(config, losses, optimizer, rate, state)
+    return prepare(config, make_mesh(config.mesh), SCENES).flops_per_sample
 
 
 def write_scenes(folder: Path) -> str:
