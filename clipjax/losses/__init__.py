@@ -15,8 +15,8 @@ A run's losses are named, weighted entries of its config: `config.losses.NAME = 
   updates    path -> new value of a frozen parameter, of the same shape and dtype: a queue, a running mean. It has no
              gradient, and is set after the optimizer (clipjax/updates.py), so the next step sees it
 
-These names are fixed: `outputs` and `batch` are given by keyword. A missing output or field, or a return of another form,
-is one sentence that names `module:function`, before the run starts. A loss draws randomness, if it must, from
+These names are fixed: `outputs` and `batch` are given by keyword. A missing output or field, or a return of another
+form, is one sentence that names `module:function`, before the run starts. A loss draws randomness, if it must, from
 `batch["sample_seed"]` (uint32 [B]), so that it does not depend on the mesh.
 """
 
