@@ -12,11 +12,12 @@ With it, they are the lines of text files. `DIR/corpus.npz` holds
   part int8 [N]          of an occurrence of a pseudo-word 0 or 1, which of its two words stood there; -1 elsewhere
   held_out bool [S]      sentences to evaluate with
 
-Words are prepared as Disambiguated Skip-gram does (experiments/disambiguated_skipgram): lower case, split at
-hyphens and slashes, no stop words, none of one character, numbers are NUMBER, others than [a-z]+ are UNKNOWN.
+Words are prepared as for Disambiguated Skip-gram (experiments/disambiguated_skipgram): lower case, split at hyphens and
+slashes, no stop words, none of one character; numbers are NUMBER, others than [a-z]+ UNKNOWN.
 
-A pseudo-word `tiger+violin` stands wherever one of its two words stood (Schütze 1992). Both are nouns, each with all its
-senses in one lexicographer file of WordNet (noun.animal, noun.artifact, ...), of different files and alike in frequency.
+A pseudo-word `tiger+violin` stands wherever one of its two words stood (Schütze 1992). Both are nouns, each with all
+its senses in one lexicographer file of WordNet (noun.animal, noun.artifact, ...), of different files and alike in
+frequency.
 """
 
 import argparse
@@ -50,14 +51,133 @@ DESCRIPTIONS = (
 )
 POS = ("noun", "verb", "adj", "adv")
 UNKNOWN, NUMBER = "UNKNOWN", "NUMBER"
-STOP_WORDS = frozenset(
-    "i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it "
-    "its itself they them their theirs themselves what which who whom this that these those am is are was were be been "
-    "being have has had having do does did doing a an the and but if or because as until while of at by for with about "
-    "against between into through during before after above below to from up down in out on off over under again "
-    "further then once here there when where why how all any both each few more most other some such no nor not only "
-    "own same so than too very can will just don should now".split()
-)
+STOP_WORDS = [
+    "i",
+    "me",
+    "my",
+    "myself",
+    "we",
+    "our",
+    "ours",
+    "ourselves",
+    "you",
+    "your",
+    "yours",
+    "yourself",
+    "yourselves",
+    "he",
+    "him",
+    "his",
+    "himself",
+    "she",
+    "her",
+    "hers",
+    "herself",
+    "it",
+    "its",
+    "itself",
+    "they",
+    "them",
+    "their",
+    "theirs",
+    "themselves",
+    "what",
+    "which",
+    "who",
+    "whom",
+    "this",
+    "that",
+    "these",
+    "those",
+    "am",
+    "is",
+    "are",
+    "was",
+    "were",
+    "be",
+    "been",
+    "being",
+    "have",
+    "has",
+    "had",
+    "having",
+    "do",
+    "does",
+    "did",
+    "doing",
+    "a",
+    "an",
+    "the",
+    "and",
+    "but",
+    "if",
+    "or",
+    "because",
+    "as",
+    "until",
+    "while",
+    "of",
+    "at",
+    "by",
+    "for",
+    "with",
+    "about",
+    "against",
+    "between",
+    "into",
+    "through",
+    "during",
+    "before",
+    "after",
+    "above",
+    "below",
+    "to",
+    "from",
+    "up",
+    "down",
+    "in",
+    "out",
+    "on",
+    "off",
+    "over",
+    "under",
+    "again",
+    "further",
+    "then",
+    "once",
+    "here",
+    "there",
+    "when",
+    "where",
+    "why",
+    "how",
+    "all",
+    "any",
+    "both",
+    "each",
+    "few",
+    "more",
+    "most",
+    "other",
+    "some",
+    "such",
+    "no",
+    "nor",
+    "not",
+    "only",
+    "own",
+    "same",
+    "so",
+    "than",
+    "too",
+    "very",
+    "can",
+    "will",
+    "just",
+    "don",
+    "should",
+    "now",
+]
 _WORD = re.compile(r"[^\W_]+(?:[.,'][^\W_]+)*")
 _NUMBER = re.compile(r"(?:[0-9]*[.,])?[0-9]+")
 _PLAIN = re.compile(r"[a-z]+")
@@ -67,9 +187,9 @@ _GLOSS = re.compile(r';\s*(?=(?:[^"]*"[^"]*")*[^"]*$)')
 
 def words_of(sentence: str) -> list[str]:
     """The words of a sentence that count."""
-    found = []
+    found, stop = [], frozenset(STOP_WORDS)
     for word in _WORD.findall(re.sub(r"'s\b", "", sentence.lower())):
-        if len(word) > 1 and word not in STOP_WORDS:
+        if len(word) > 1 and word not in stop:
             plain = word if _PLAIN.fullmatch(word) else UNKNOWN
             found.append(NUMBER if _NUMBER.fullmatch(word) else plain)
     return found
@@ -165,6 +285,11 @@ def is_held_out(words: Sequence[str], share: float) -> bool:
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
+def _lines(path: Path | str) -> Iterator[str]:
+    with Path(path).open(encoding="utf-8") as file:
+        yield from file
+
+
 def build(
     folder: Path | str,
     *,
@@ -193,7 +318,7 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     wordnet = read_wordnet(fetch(WORDNET, folder)) if pseudo_words or not text else {}
     if text:
-        sentences = (line for path in text for line in Path(path).open(encoding="utf-8"))
+        sentences = (line for path in text for line in _lines(path))
     else:
         sentences = (*glosses(wordnet), *descriptions(fetch(DESCRIPTIONS, folder)))
 
@@ -221,7 +346,8 @@ def build(
     totals = np.bincount(merged[tokens_N], minlength=len(names))
     # By frequency, and UNKNOWN first: the log-uniform sampler takes ids for ranks.
     ranked = sorted(np.flatnonzero(totals), key=lambda i: (-totals[i], names[i]))
-    kept = [UNKNOWN] + [names[i] for i in ranked if names[i] != UNKNOWN][: vocabulary - 1]
+    known = [names[i] for i in ranked if names[i] != UNKNOWN]
+    kept = [UNKNOWN, *known[: vocabulary - 1]]
     rank = {word: i for i, word in enumerate(kept)}
     new_id = np.array([rank.get(names[m], 0) for m in merged], np.int32)
     np.savez(

@@ -28,7 +28,7 @@ def sampled_softmax(
     samples: jax.Array,
     *,
     candidates: int = 64,
-    temperature: Any = 1.0,
+    temperature: Any = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sampled softmax of the targets for r = sum_k y_k R_k, y = softmax(scores / temperature); mean over all targets.
 
@@ -38,11 +38,11 @@ def sampled_softmax(
         first `sample_seed`, a hash of the run's seed and the samples seen.
       samples: seen so far.
       candidates: classes drawn; at least V of them is the full softmax.
-      temperature: a number, or pairs ((samples, value), ...).
+      temperature: a number, or pairs ((samples, value), ...); None: 1.
 
     Cost: B T candidates D multiplications, B T candidates numbers.
     """
-    tau = piecewise.at(piecewise.read(temperature, "The temperature"), samples)
+    tau = piecewise.at(piecewise.read(temperature or 1.0, "The temperature"), samples)
     y_BxTxK = jax.nn.softmax(outputs["sense_scores"] / tau)
     r_BxTxD = jnp.einsum("btk,bkd->btd", y_BxTxK, outputs["sense_vectors"])
     is_there, table = batch["targets"] >= 0, outputs["output_vectors"]

@@ -56,7 +56,7 @@ class SkipGram(nn.Module):
           `sense_scores` [B, T, K], z with Gumbel noise if it is drawn (y is their softmax at a temperature);
           `sense_vectors` [B, K, D]; the tables `output_vectors` [V, D] and `output_bias` [V]. All float32.
         """
-        V, K, D = self.vocabulary, self.senses, self.embed_dim  # noqa: N806
+        V, K, D = self.vocabulary, self.senses, self.embed_dim
         zeros, width = nn.initializers.zeros, 0.5 / (D * K)
 
         def table(name: str, rows: int, *columns: int, init: Any = zeros) -> jax.Array:

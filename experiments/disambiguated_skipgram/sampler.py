@@ -17,8 +17,8 @@ def chances(classes: int) -> np.ndarray:
 def log_expected(classes: int, count: int) -> np.ndarray:
     """Log of the chance that a class is among `count` candidates, float32 [classes].
 
-    As in TensorFlow that is 1 - (1 - p_i)^n for n draws; n is the number that gives `count` different classes on average,
-    not the number that it happened to take. All classes at once have chance 1.
+    As in TensorFlow that is 1 - (1 - p_i)^n for n draws; n is the number that gives `count` different classes on
+    average, not the number that it happened to take. All classes at once have chance 1.
     """
     if count >= classes:
         return np.zeros(classes, np.float32)
