@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from clipjax.cli import main
@@ -28,7 +29,7 @@ def model_case(**settings):
     """(model, random parameters, batch)."""
     model = SkipGram(V, **({"senses": K, "embed_dim": D} | settings))
     batch = next(toy.batches(Planted(grouped=True), 4, 1))
-    params = jax.tree.map(lambda x: x.value, model.init(jax.random.key(0), batch)["params"])
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch)["params"])
     keys = jax.random.split(jax.random.key(1), len(params))
     params = {
         n: jax.random.normal(k, x.shape) for k, (n, x) in zip(keys, params.items(), strict=True)
@@ -38,8 +39,7 @@ def model_case(**settings):
 
 def test_one_sense_is_plain_skipgram_step_by_step():
     config = toy.config("train", 3, **{"model.senses": 1}, **ENTROPY_OFF)
-    initial, _ = toy.run(toy.config("train", 0, **{"model.senses": 1}))
-    params, _ = toy.run(config)
+    initial, (params, _) = toy.initial(config), toy.run(config)
     tables = {k: initial[k].astype(np.float64) for k in ("sense", "output", "output_bias")}
     trace = dict.fromkeys(tables, 0.0)
     batches = toy.batches(Planted(grouped=True), config.batch_size, 3)
@@ -168,7 +168,7 @@ def test_nearest_neighbours_of_its_senses_are_of_either_topic(both_stages):
 
 @pytest.mark.parametrize("arg", ["pretrain", "train"])
 def test_the_papers_recipe_traces(arg):
-    config = load_config(f"{toy.CONFIGS / 'paper.py'}:{arg}", (), base_config())
+    config = load_config(f"{toy.CONFIGS / 'paper.py'}:{arg}", base_config())
     made = prepare(config, make_mesh({"fsdp": 4, "tensor": 2}, jax.devices()))
     params = made.state.params
     assert params["sense"].shape == (500_000, 300)

@@ -44,6 +44,14 @@ def batches(source, size, steps, seed=0):
         yield {k: x[rows] for k, x in fields.items()} | {"sample_seed": seeds}
 
 
+def initial(config):
+    """Fresh parameters as NumPy arrays."""
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    made = prepare(config, mesh)
+    state = init_state(made.model, made.config, made.optimizer, mesh)
+    return jax.tree.map(np.array, dict(state.params))
+
+
 def run(config, params=None, source=None, seed=0):
     """(parameters as NumPy arrays, metrics of the last step) after the steps of a config on one device."""
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
