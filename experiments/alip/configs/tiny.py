@@ -18,6 +18,6 @@ def get_config(arg=None):
     config.optim.update(name="adamw", lr=0.01, warmup=0, ema=0.9)
     for entry in config.evals.values():
         entry.source = small.source(scenes | {"length": 24, "seed": 1}, 0.3)
-    config.checkpoint.update(every="1 steps", keep=None)
+    config.checkpoint.update(every="2 steps", keep=None)
     config.log.tensorboard = False
     return config
