@@ -119,6 +119,8 @@ class Rocket(DualEncoder):
         """A head's outputs [B, V, P]; its norms see one view at a time."""
         weak = getattr(self, f"{name}_{side}")
         strong = getattr(self, f"strong_{name}_{side}", weak)
+        if self.is_initializing():  # whatever the views, both heads have parameters
+            x_BxVxW = jnp.concatenate([x_BxVxW, x_BxVxW], axis=1)
         views = range(x_BxVxW.shape[1])
         found = [(strong if v else weak)(x_BxVxW[:, v], train=train) for v in views]
         return jnp.stack(found, axis=1)
