@@ -51,8 +51,7 @@ def cl2l(
         views, scale = image.shape[1], outputs["local_logit_scale"]
         a, b = (np.array(n) for n in zip(*itertools.product(range(views), repeat=2), strict=True))
         pairs = image[:, a].swapaxes(0, 1), text[:, b].swapaxes(0, 1)  # compiled once for all
-        one = lambda _, xy: (None, pair(*xy, scale, label_smoothing)[0])  # noqa: E731
-        local = jnp.mean(jax.lax.scan(one, None, pairs)[1])
+        local = jnp.mean(jax.lax.map(lambda xy: pair(*xy, scale, label_smoothing)[0], pairs))
         metrics |= {"local": local, "local_logit_scale": scale}
         value = (value + views * local) / (1 + views)
     return value * (2 if total == "sum" else 1), metrics
