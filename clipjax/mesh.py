@@ -26,10 +26,8 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("vocab", "tensor"),
-    (
-        "class",
-        ("data", "fsdp"),
-    ),  # rows of a table of class centres: ("class", None), each device has its own
+    # Rows of a table of class centres, whose axes are ("class", None): each device has its own.
+    ("class", ("data", "fsdp")),
     ("expert", "expert"),
 )
 
