@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from clipjax import rules
 from clipjax.data.tokenizers import Tokenizer, load_tokenizer
 from clipjax.errors import UserError
+from clipjax.migrate import migrate
 
 ITEMS = {
     "params": ocp.StandardCheckpointHandler,
@@ -146,8 +147,10 @@ def check_shapes(found: Any, wanted: Any, where: str) -> None:
         raise UserError(f"The checkpoint {where} does not fit the model: {'; '.join(problems)}.")
 
 
-def pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer as one JSON-able dict: its config, and the files it saves."""
+def pack_tokenizer(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """A tokenizer as one JSON-able dict: its config, and the files it saves; the config of none is None."""
+    if tokenizer is None:
+        return {"config": None, "files": {}}
     with tempfile.TemporaryDirectory() as folder:
         config = tokenizer.save(Path(folder))
         files = {
@@ -235,7 +238,7 @@ def _readable(path: epath.Path | str) -> Iterator[None]:
 
 
 def read_meta(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(meta, packed tokenizer) of the checkpoint directory `path`."""
+    """(meta, packed tokenizer) of the checkpoint directory `path`; the config in meta has today's fields."""
     handler = ocp.CompositeCheckpointHandler("meta", "tokenizer")
     with _readable(path), ocp.Checkpointer(handler) as reader:
         items = reader.restore(
@@ -245,7 +248,7 @@ def read_meta(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         meta, tokenizer = items["meta"], items["tokenizer"]
         if not {"config", "samples"} <= meta.keys() or "config" not in tokenizer:
             raise ValueError("it is not one of clipjax")
-    return meta, tokenizer
+    return meta | {"config": migrate(meta["config"])}, tokenizer
 
 
 def read_params(path: epath.Path, wanted: Any) -> Any:

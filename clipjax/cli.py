@@ -14,23 +14,28 @@ from clipjax.platform import settle_simulated_devices
 # Command -> what it does. Its module, clipjax/commands/NAME.py, is imported when it is the one that is asked for.
 COMMANDS = {
     "train": "train a config; goes on from the newest checkpoint of the workdir",
-    "eval": "run the evaluators of a checkpoint's config",
-    "embed": "embed pictures and texts",
+    "eval": "run evaluators on a checkpoint of any format",
+    "embed": "embed images and texts",
+    "stage": "change a checkpoint's parameters and model: one stage between two runs",
+    "recipe": "do the steps of a method of several runs that are not yet done, and print its tables",
     "convert": "a checkpoint of one format as one of another; docs/checkpoints.md lists them",
     "show": "print a config, its parameters and its FLOPs; trains nothing",
     "plan": "compile a config for machines one does not have, and say what it costs there",
     "data": "prepare and look at data sets",
 }
 # These hold no large arrays, or must set up JAX themselves.
-SMALL_PAGES = ("show", "plan", "data")
+SMALL_PAGES = ("show", "plan", "data", "recipe")
+# How settings of what a command is given begin; `--config.` everywhere else.
+PREFIXES = {"stage": "--stage."}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (2 for a user's mistake, 75 to try again, 128 + n after signal n)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
-    arguments = [a for a in arguments if not a.startswith("--config.")]
     name = next((a for a in arguments if not a.startswith("-")), None)
+    prefix = PREFIXES.get(name, "--config.")
+    overrides = [a.removeprefix(prefix) for a in arguments if a.startswith(prefix)]
+    arguments = [a for a in arguments if not a.startswith(prefix)]
     settle_simulated_devices()
     if argv is None and name in COMMANDS and name not in SMALL_PAGES:
         restart_with_huge_pages()
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"clipjax.commands.{name}")
         module.arguments(parsers[name])
     args = parser.parse_args(arguments)
-    if overrides and not hasattr(args, "config"):
+    if overrides and not hasattr(args, prefix.strip("-.")):
         parser.error(f"{args.command} takes no --config.* overrides")
     # Orbax tells on standard error how long it waited and the like; its errors still show.
     logging.set_verbosity(logging.ERROR)

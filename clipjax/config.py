@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import json
 import re
-import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,19 +19,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipjax.errors import UserError
+from clipjax.imports import import_root, make_importable
 from clipjax.registry import nearest, wanted
 
-# Sections whose entries a user names; each entry is checked where it is built.
-OPEN_SECTIONS = (
-    "losses",
-    "data.sources",
-    "evals",
-    "init",
-    "model",
-    "tokenizer",
-    "data.captions",
-    "mesh",
-)
+# Sections whose entries a user names, with any fields; each entry is checked where it is built.
+NAMED_SECTIONS = ("losses", "data.sources", "data.features", "evals", "init", "refreshes")
+# Those, and sections of a kind, whose fields are its own.
+OPEN_SECTIONS = (*NAMED_SECTIONS, "model", "tokenizer", "data.order", "mesh", "optim.settings")
 
 # Besides durations and what is None by default.
 NULLABLE = ("checkpoint.keep",)
@@ -47,32 +40,25 @@ def load_config(file_and_arg: str, base: ConfigDict, overrides: Sequence[str] = 
       UserError: no such file, a file without `get_config`, an unknown field or a wrong type (with the nearest name).
     """
     path, _, arg = file_and_arg.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"There is no config file {path!r}{_nearby(file)}.")
-    config = _run_file(file, arg)
+    file = existing(path, "config")
+    config = call_file(file, arg, "get_config", "config")
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config of {path!r} must return a ConfigDict, not a {type(config).__name__}; "
+            "start from clipjax.defaults.base_config()."
+        )
     for override in overrides:
         apply_override(config, override)
     validate(config, base)
     return config.lock()
 
 
-def import_root(file: Path) -> Path:
-    """The folder from which a config's import paths are meant: `experiments.mine.losses:my_loss` lies under it.
-
-    It is the nearest folder above the file that is a project (it holds `pyproject.toml`, `.git` or `experiments`), or
-    else the file's own.
-    """
-    folder = file.absolute().parent
-    marks = ("pyproject.toml", ".git", "experiments")
-    projects = (p for p in (folder, *folder.parents) if any((p / mark).exists() for mark in marks))
-    return next(projects, folder)
-
-
-def make_importable(root: Path) -> None:
-    """Adds a folder to those that Python imports from, after all others: nothing installed is shadowed."""
-    if str(root) not in sys.path:
-        sys.path.append(str(root))
+def existing(path: str, what: str) -> Path:
+    """The file at a path; UserError with those beside it if there is none, where `what` is "config" or the like."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"There is no {what} file {path!r}{_nearby(file)}.")
+    return file
 
 
 def import_file(file: Path) -> ModuleType:
@@ -87,33 +73,35 @@ def import_file(file: Path) -> ModuleType:
     return module
 
 
-def _run_file(file: Path, arg: str) -> ConfigDict:
-    """What `get_config` of a config file returns. Whatever goes wrong in it is told in one sentence."""
+def call_file(file: Path, arg: str, function: str, what: str) -> Any:
+    """What `function(arg)` of a Python file returns. Whatever goes wrong in it is told in one sentence.
+
+    Args:
+      file: such as a config's or a recipe's.
+      arg: for the function; "": it is called without one.
+      function: its name: "get_config".
+      what: for the errors: "config".
+    """
     path = str(file)
     try:
         module = import_file(file)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"The config file {path!r} defines no function get_config(arg=None).")
-        if arg and not inspect.signature(module.get_config).parameters:
-            raise UserError(f"The config file {path!r} takes no argument, but {arg!r} was given.")
-        config = module.get_config(arg) if arg else module.get_config()
+        if not hasattr(module, function):
+            raise UserError(f"The {what} file {path!r} defines no function {function}(arg=None).")
+        call = getattr(module, function)
+        if arg and not inspect.signature(call).parameters:
+            raise UserError(f"The {what} file {path!r} takes no argument, but {arg!r} was given.")
+        return call(arg) if arg else call()
     except UserError:
         raise
     except SyntaxError as error:
-        raise UserError(f"The config file {path!r} is not valid Python: {error}.") from error
+        raise UserError(f"The {what} file {path!r} is not valid Python: {error}.") from error
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         where = f" fails at line {lines[-1]}" if lines else " fails"
         reason = " ".join(f"{error.args[0] if error.args else 'no reason given'}".split())
         raise UserError(
-            f"The config file {path!r}{where}: {type(error).__name__}: {reason.rstrip('.')}."
+            f"The {what} file {path!r}{where}: {type(error).__name__}: {reason.rstrip('.')}."
         ) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"get_config of {path!r} must return a ConfigDict, not a {type(config).__name__}; "
-            "start from clipjax.defaults.base_config()."
-        )
-    return config
 
 
 def apply_override(config: ConfigDict, override: str) -> None:
@@ -142,7 +130,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
                 f"config.{path} cannot be {text}: the names of fields are strings without dots."
             ) from error
     is_open = ".".join(parents) in OPEN_SECTIONS or any(
-        ".".join(parents[: i + 1]) in OPEN_SECTIONS[:4] for i in range(len(parents))
+        ".".join(parents[: i + 1]) in NAMED_SECTIONS for i in range(len(parents))
     )
     if is_open and isinstance(node, ConfigDict) and leaf not in node:
         node[leaf] = value
@@ -165,13 +153,13 @@ def validate(config: ConfigDict, base: ConfigDict) -> None:
       UserError: the first field that is unknown, missing, or of a wrong type.
     """
     _validate(config, base, "")
-    for path in ("losses", "data.sources", "evals"):
+    for path in ("losses", "data.sources", "data.features", "evals", "refreshes"):
         for name, entry in _section(config, path).items():
             if not isinstance(entry, Mapping | ConfigDict):
                 raise UserError(
                     f"config.{path}.{name} must be a section such as {{'kind': ...}}, not {entry!r}."
                 )
-    for path in ("model", "model.image", "model.text", "tokenizer", "data.captions"):
+    for path in ("model", "tokenizer", "data.order"):
         section = _section(config, path)
         if not isinstance(section, Mapping | ConfigDict) or "kind" not in section:
             raise UserError(f"config.{path} must be a section with a 'kind'.")

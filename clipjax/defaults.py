@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from clipjax.data import augment
 from clipjax.models import model_section
 
 
@@ -20,26 +21,12 @@ def base_config() -> ConfigDict:
             "data": {
                 # name -> kind, settings, and optionally weight, captions, filter, window, box_format
                 "sources": {},
-                "captions": {"kind": "any"},
-                "languages": (),  # tags; then a batch has `language`, the place of each sample's here, or -1
-                "regions": {
-                    "count": 0,  # M of a sample; 0: the batch has no regions
-                    "min_visible": 0.25,  # share of a box's area that the crop must leave
-                    "min_side": 0.02,  # of what is left, as a fraction of the frame
-                    "text_length": None,  # tokens of a region's text; None: as many as the text tower takes
-                },
-                "augment": {
-                    "crop": "random",  # a random resized crop, or "fit": as preprocess.resize says
-                    "crop_scale": (0.9, 1.0),  # area of the random crop
-                    "crop_ratio": (0.75, 4 / 3),
-                    "flip": 0.0,
-                    "rotate": 0.0,  # degrees either way
-                    "brightness": 0.0,
-                    "contrast": 0.0,
-                    "saturation": 0.0,
-                    "hue": 0.0,  # turns either way
-                    "grayscale": 0.0,
-                    "background": "white",  # under transparent pictures: white, or random
+                "order": {"kind": "shuffle"},  # which record stands where; clipjax/data/orders
+                # name -> kind and settings; a batch is the union of their fields (clipjax/data/features)
+                "features": {
+                    # `views` is a number, or a list of what differs from `augment`, one section a view
+                    "image": {"kind": "image", "views": 1, "augment": dict(augment.DEFAULTS)},
+                    "text": {"kind": "text", "captions": {"kind": "any"}},
                 },
                 "threads": 2,
                 "workers": 0,  # processes; 0 decodes in threads of this one
@@ -53,7 +40,8 @@ def base_config() -> ConfigDict:
                 "crop_fraction": 1.0,  # share of the resized side that "shortest" keeps
             },
             "optim": {
-                "name": "adamw",
+                "name": "adamw",  # or adafactor, lion, muon, sgd, or an import path: see optim.py
+                "settings": {},  # of an optimizer that has its own, such as sgd's momentum
                 "lr": 5e-4,
                 "b1": 0.9,
                 "b2": 0.98,
@@ -65,12 +53,14 @@ def base_config() -> ConfigDict:
                 "decay_rules": ((r".*(kernel|embedding|probe)", 1.0), (".*", 0.0)),
                 "lr_multipliers": ((".*", 1.0),),
                 "freeze": ((".*", False),),
+                "follow": (),  # (target, source, decay): frozen parameters that follow others, see updates.py
                 "clip_norm": None,
                 "clip_values": (("logit_scale", 0.0, 4.605170185988092),),
                 "ema": 0.0,  # decay per step; 0: none
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1},
             "evals": {},  # name -> kind, settings, and `every` (duration)
+            "refreshes": {},  # name -> kind, settings, `every` (duration), and `at_start`: see refresh.py
             "checkpoint": {"every": "10%", "keep": 1, "keep_every": None},  # durations; None: none
             "log": {"every": "1%", "tensorboard": True, "wandb": False},
             "run": {  # seconds

@@ -18,18 +18,19 @@ import jax.numpy as jnp
 
 from clipjax.errors import UserError
 from clipjax.mesh import batch_shards, check_batch, constrain
+from clipjax.platform import IN_MICRO_BATCH
 
 Arrays = Mapping[str, jax.Array]
 
 
 def value_and_grad(
     encode: Callable[[Any, Arrays], Arrays],
-    losses: Callable[[Arrays], tuple[jax.Array, Any]],
+    losses: Callable[[Any, Arrays], tuple[jax.Array, Any]],
     params: Any,
     batch: Arrays,
     chunks: int = 1,
 ) -> tuple[tuple[jax.Array, Any], Any]:
-    """Value, metrics and gradients of `losses(encode(params, batch))`; they do not depend on `chunks` but for rounding.
+    """Value, rest and gradients of `losses(params, encode(params, batch))`; `chunks` changes them by rounding only.
 
     The batch may be split over the ambient mesh (`jax.set_mesh`): a micro-batch takes its rows from all devices alike,
     so none travels, and the losses see the rows in the batch's order.
@@ -38,24 +39,27 @@ def value_and_grad(
       encode: `(params, rows) -> outputs`, for any number of rows. An output has a row a sample (or as many for each),
         and then a sample's rows depend on that sample alone; or a shape that does not depend on their number, and then
         it is the same for all samples, or a mean over them.
-      losses: `outputs -> (scalar, metrics)`, with the outputs of all rows.
+      losses: `(params, outputs) -> (scalar, rest)`, with the outputs of all rows. It may use parameters too: what
+        needs the whole batch and is cheap enough to run on it at once.
       params: tree of arrays. Their gradients are summed in float32, or in a wider dtype if they have one.
       batch: arrays [B, ...].
       chunks: micro-batches; 1 is plain differentiation.
 
     Returns:
-      ((scalar, metrics), gradients), as from `jax.value_and_grad(..., has_aux=True)`.
+      ((scalar, rest), gradients), as from `jax.value_and_grad(..., has_aux=True)`. While `encode` is traced for
+      a micro-batch, `clipjax.platform.IN_MICRO_BATCH` is True.
 
     Raises:
       UserError: a batch that does not divide into such micro-batches, or an output of another form.
     """
     if chunks == 1:
-        return jax.value_and_grad(lambda p: losses(encode(p, batch)), has_aux=True)(params)
+        return jax.value_and_grad(lambda p: losses(p, encode(p, batch)), has_aux=True)(params)
 
     mesh = jax.sharding.get_abstract_mesh()
     check_batch(len(jax.tree.leaves(batch)[0]), mesh, chunks)
     shards = batch_shards(mesh)
     micro_batches = {k: _split(x, chunks, shards) for k, x in batch.items()}
+    encode = _in_micro_batch(encode)
     means = _means(encode, params, batch, micro_batches)
 
     # The loop keeps `rows` and outputs only; inside a loop XLA cannot merge the second run with the first.
@@ -76,9 +80,22 @@ def value_and_grad(
         }
         totals, each = jax.lax.scan(step, zeros, micro_batches)
         outputs = {k: (total / chunks).astype(means[k].dtype) for k, total in totals.items()}
-        return losses(outputs | {k: _join(x, shards) for k, x in each.items()})
+        return losses(params, outputs | {k: _join(x, shards) for k, x in each.items()})
 
     return jax.value_and_grad(objective, has_aux=True)(params)
+
+
+def _in_micro_batch(encode: Callable[[Any, Arrays], Arrays]) -> Callable[[Any, Arrays], Arrays]:
+    """`encode`, which can see while it is traced that its rows are not the whole batch."""
+
+    def encode_rows(params: Any, rows: Arrays) -> Arrays:
+        token = IN_MICRO_BATCH.set(True)
+        try:
+            return encode(params, rows)
+        finally:
+            IN_MICRO_BATCH.reset(token)
+
+    return encode_rows
 
 
 def _means(encode: Callable, params: Any, batch: Arrays, micro_batches: Arrays) -> Arrays:

@@ -26,6 +26,10 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("vocab", "tensor"),
+    (
+        "class",
+        ("data", "fsdp"),
+    ),  # rows of a table of class centres: ("class", None), each device has its own
     ("expert", "expert"),
 )
 

@@ -4,6 +4,7 @@ Frozen parameters never meet the optimizer: they get no gradient and no state. L
 `freeze = (("image/.*", True), (".*", False))`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,11 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from clipjax import rules
-from clipjax.errors import UserError
-from clipjax.registry import nearest, wanted
+from clipjax import piecewise, registry, rules
+from clipjax.errors import UserError, describe, mistakes_in, name_of
+from clipjax.registry import wanted
 
 Flat = dict[str, Any]
+
+SCHEDULES = ("cosine", "constant", "rsqrt")
+OPTIMIZERS = {
+    "adamw": "clipjax.optim:adamw",
+    "adafactor": "clipjax.optim:adafactor",
+    "lion": "clipjax.optim:lion",
+    "muon": "clipjax.optim:muon",
+    "sgd": "clipjax.optim:sgd",
+}
 
 
 def schedule(
@@ -25,18 +35,31 @@ def schedule(
     """Learning rate as a function of the step, written in samples.
 
     Linear warm-up over `warmup` samples, then "cosine" to `final * peak` at `total` samples, "constant", or "rsqrt"
-    (reciprocal square root, peak * sqrt(warmup / samples), as in Zhai et al. 2022).
+    (reciprocal square root, peak * sqrt(warmup / samples), as in Zhai et al. 2022). `kind` may also be the import path
+    of a function `(*, peak, total, warmup, batch_size, final)` (samples but for `peak` and `final`) that returns a
+    function from the step (an int32 scalar array) to a float scalar.
 
     Raises:
       UserError: an unknown kind, or a warm-up longer than the run.
     """
-    kinds = ("cosine", "constant", "rsqrt")
-    if kind not in kinds:
-        raise UserError(f"There is no schedule {kind!r}{nearest(kind, kinds)}.")
     if warmup > total:
         raise UserError(
             f"config.optim.warmup ({warmup} samples) is longer than the run ({total} samples)."
         )
+    if kind not in SCHEDULES:
+        make = registry.lookup(kind, dict.fromkeys(SCHEDULES, ""), "schedule")
+        what = f"The schedule {kind!r}"
+        settings = dict(peak=peak, total=total, warmup=warmup, batch_size=batch_size, final=final)
+        with mistakes_in(what, make):
+            rate = registry.call(make, {}, what, **settings)
+            shape = jax.eval_shape(rate, jax.ShapeDtypeStruct((), jnp.int32))
+        if (
+            not hasattr(shape, "shape")
+            or shape.shape
+            or not jnp.issubdtype(shape.dtype, jnp.floating)
+        ):
+            raise UserError(f"{what} must give a float scalar for a step, not {describe(shape)}.")
+        return rate
 
     def rate(step: jax.Array) -> jax.Array:
         # Float32 counts steps exactly to 16 million; ratios are formed in steps, not samples, for that reason.
@@ -88,59 +111,91 @@ def split(
 
 
 def make_optimizer(
-    config: Mapping[str, Any], params: Mapping[str, Any], rate: Callable[[jax.Array], jax.Array]
+    config: Mapping[str, Any],
+    params: Mapping[str, Any],
+    rate: Callable[[jax.Array], jax.Array],
+    batch_size: int = 1,
 ) -> optax.GradientTransformation:
     """The optimizer of `config.optim` over the flat dict of trained parameters.
 
     The order is: clip by global norm, precondition, add decoupled weight decay, scale by each parameter's multiplier
-    and by the learning rate. Adafactor and Muon are followed by the same steps.
+    and by the learning rate. What `config.optim.name` says is the second of these alone: a name of `OPTIMIZERS`, or the
+    import path of a function `(config, trained, **settings) -> optax.GradientTransformation`, where `config` is this
+    section, `trained` is path -> array or shape, and `settings` are `config.optim.settings`. It turns gradients into
+    updates that are to be subtracted, with no learning rate and no weight decay in them.
 
     Args:
       config: section `optim`.
       params: tree of all parameters (arrays or shapes); rules are checked against it.
       rate: step -> learning rate.
+      batch_size: samples a step, for multipliers that change.
 
     Raises:
-      UserError: an unknown optimizer, or rules that fit nothing.
+      UserError: an unknown optimizer or setting of it, rules that fit nothing, or a parameter that cannot train.
     """
     name = config["name"]
-    if name not in PRECONDITIONERS:
-        raise UserError(f"There is no optimizer {name!r}{nearest(name, PRECONDITIONERS)}.")
+    precondition = registry.lookup(name, OPTIMIZERS, "optimizer")
     for field in ("b1", "b2", "ema"):
         if not 0 <= config[field] < 1:
             raise UserError(
                 f"config.optim.{field} must be at least 0 and below 1, not {config[field]!r}."
             )
     trained, _, mask = split(params, config["freeze"])
+    for path, leaf in trained.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise UserError(
+                f"The parameter {path!r} is {describe(leaf)}, which cannot train; freeze it: put "
+                f"({re.escape(path)!r}, True) before the other rules of config.optim.freeze."
+            )
     decay = rules.match(config["decay_rules"], params, "optim.decay_rules")
-    multiplier = rules.match(config["lr_multipliers"], params, "optim.lr_multipliers")
     decay = {p: config["weight_decay"] * decay[p] for p in trained}
-    multiplier = {p: multiplier[p] * mask[p] for p in trained}
     clip = config["clip_norm"]
     if clip is not None and (wanted(0.0, clip) or clip <= 0):
         raise UserError(f"config.optim.clip_norm must be a number above 0, or None, not {clip!r}.")
+    what = f"The optimizer {name!r}"
+    with mistakes_in(f"{what} ({name_of(precondition)})", precondition):
+        made = registry.call(
+            precondition, dict(config["settings"]), what, config=config, trained=trained
+        )
+    if not isinstance(made, optax.GradientTransformation):
+        raise UserError(
+            f"{what} must be a function that returns an optax.GradientTransformation, not {describe(made)}."
+        )
     return optax.chain(
         _multiply(mask),
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        PRECONDITIONERS[name](config, trained),
+        made,
         _add_decay(decay),
-        _multiply(multiplier),
+        _multipliers(config["lr_multipliers"], params, mask, batch_size),
         optax.scale_by_learning_rate(rate),
     )
 
 
-def _adamw(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
+def adamw(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
+    """Loshchilov & Hutter 2019, with `b1`, `b2`, `eps`."""
     del trained
     return optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"])
 
 
-def _lion(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
+def sgd(
+    config: Mapping[str, Any], trained: Flat, *, momentum: float = 0.9, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """Gradient descent: the sum of past gradients, each weighted by `momentum` a step; 0 is the gradient alone."""
+    del config, trained
+    if not 0 <= momentum < 1:
+        raise UserError(
+            f"config.optim.settings.momentum must be at least 0 and below 1, not {momentum!r}."
+        )
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+def lion(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
     """Chen et al. 2023, "Symbolic discovery of optimization algorithms"."""
     del trained
     return optax.scale_by_lion(b1=config["b1"], b2=config["b2"])
 
 
-def _adafactor(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
+def adafactor(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
     """Shazeer & Stern 2018 as Zhai et al. 2022 (Scaling ViT, section 3.4) use it: factored second moment with its
     decay capped at b2, update clipping, first moment in bfloat16, no scaling by parameter size.
     """
@@ -158,7 +213,7 @@ def _adafactor(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransf
     )
 
 
-def _muon(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
+def muon(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:
     """Jordan et al. 2024: orthogonalised momentum for the blocks' matrices, Adam (with Nesterov) for all else.
 
     Scaled to AdamW's RMS (Liu et al. 2025, section 2.2), so that the same learning rates and decays serve. Each layer,
@@ -183,9 +238,6 @@ def _muon(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformat
     )
 
 
-PRECONDITIONERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon}
-
-
 def _is_one(value: Any) -> bool:
     return np.ndim(value) == 0 and float(value) == 1.0
 
@@ -197,6 +249,39 @@ def _multiply(factors: Flat) -> optax.GradientTransformation:
             p: u if _is_one(factors[p]) else (u * factors[p]).astype(u.dtype)
             for p, u in updates.items()
         }
+    )
+
+
+def _multipliers(
+    rules_: Any, params: Mapping[str, Any], mask: Flat, batch_size: int
+) -> optax.GradientTransformation:
+    """Multiplies each update by its learning-rate multiplier and its mask.
+
+    Where all multipliers are numbers there is no state. Else the state counts steps, and a multiplier is that of the
+    samples seen before the step.
+    """
+    if not any(len(rule) == 2 and piecewise.is_pairs(rule[1]) for rule in rules_):
+        multiplier = rules.match(rules_, params, "optim.lr_multipliers")
+        return _multiply({p: multiplier[p] * mask[p] for p in mask})
+    values = [
+        piecewise.read(value, f"A multiplier of config.optim.lr_multipliers ({pattern!r})")
+        for pattern, value in rules_
+    ]
+    places = [(pattern, float(place)) for place, (pattern, _) in enumerate(rules_)]
+    chosen = rules.match(places, params, "optim.lr_multipliers")
+
+    def update(updates: Flat, state: optax.ScaleByScheduleState, params: Any = None) -> Any:
+        del params
+        samples = state.count.astype(jnp.float32) * batch_size
+        now = jnp.stack([jnp.float32(piecewise.at(value, samples)) for value in values])
+        scaled = {
+            p: (u * (now[np.asarray(chosen[p], np.int32)] * mask[p])).astype(u.dtype)
+            for p, u in updates.items()
+        }
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(
+        lambda _: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update
     )
 
 

@@ -12,7 +12,14 @@ import jax
 ONE_AFTER_ANOTHER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 _SIMULATED = "xla_force_host_platform_device_count"
 
+# Set while a model is traced for one micro-batch of the gradient cache, where it must not mix its samples.
+IN_MICRO_BATCH: ContextVar[bool] = ContextVar("in a micro-batch", default=False)
+
 _TARGET: ContextVar[str | None] = ContextVar("target platform", default=None)
+
+# Whether a model is being traced for some rows of the batch only, because of the gradient cache. What needs the whole
+# batch, such as batch statistics, refuses to be traced there.
+IN_MICRO_BATCH: ContextVar[bool] = ContextVar("in a micro-batch", default=False)
 
 
 def target_platform() -> str:

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,11 +34,52 @@ def lookup(kind: str, table: Mapping[str, str], what: str) -> Callable[..., Any]
             f"There is no {what} named {kind!r}{nearest(kind, table)} (or give an import path, "
             "'package.module:Name')."
         )
+    return load(path, f"The {what} {path!r}")
+
+
+def load(path: str, what: str) -> Any:
+    """The object at the import path `package.module:Name`.
+
+    Args:
+      path: with one colon.
+      what: subject of the error's sentence: "The loss 'a.b:c'".
+
+    Raises:
+      UserError: there is no such module or attribute, or the module fails while it is imported; its file and the line
+        at which it fails are named.
+    """
     module, attribute = path.split(":", 1)
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"The {what} {path!r} cannot be imported: {error}.") from error
+        found = importlib.import_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} cannot be imported: {_why(error, module)}.") from error
+    if not hasattr(found, attribute):
+        names = [n for n in vars(found) if not n.startswith("_")]
+        close = difflib.get_close_matches(attribute, names, n=1, cutoff=0.6)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(
+            f"{what} cannot be imported: module {module!r} has no attribute {attribute!r}{hint}."
+        )
+    return getattr(found, attribute)
+
+
+def _why(error: Exception, module: str) -> str:
+    """What is wrong with a module that cannot be imported."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and f"{module}.".startswith(f"{missing}."):
+        return (
+            f"there is no module {missing!r}; put the folder that holds {module.partition('.')[0]!r} on PYTHONPATH, or "
+            "keep the config in its project"
+        )
+    reason = " ".join(str(error).split()).rstrip(".") or "no reason given"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is of this file
+    own = [f for f in frames if "importlib" not in f.filename and "site-packages" not in f.filename]
+    at = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
+    return f"{at}{type(error).__name__}: {reason}"
 
 
 # What a field may be, by its default: the first kind that fits decides. True is no number.
@@ -61,7 +103,13 @@ def wanted(default: Any, value: Any) -> str | None:
 
 
 def call(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str, **given: Any) -> Any:
-    """`function(**given, **kwargs)`, where `kwargs` come from a user's config and are checked first.
+    """`function(**given, **kwargs)`, where `kwargs` come from a user's config and are checked first; see `check`."""
+    check(function, kwargs, what, **given)
+    return function(**given, **kwargs)
+
+
+def check(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str, **given: Any) -> None:
+    """Refuses settings from a user's config that `function(**given, **kwargs)` would not take.
 
     Raises:
       UserError: a keyword that `function` does not take (with the nearest one it does), a missing one, or another
@@ -88,4 +136,3 @@ def call(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str, **g
     ]
     if missing:
         raise UserError(f"{what} needs the setting(s) {', '.join(missing)}.")
-    return function(**given, **kwargs)

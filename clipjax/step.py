@@ -1,7 +1,7 @@
 """The training state and the one step that changes it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -11,13 +11,15 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from clipjax import optim, registry, rules
+from clipjax import optim, rules, updates
 from clipjax.batch import example_batch
+from clipjax.convert.pretrained import copies
 from clipjax.errors import UserError
+from clipjax.forward import UPDATES, describe_model, forward, has_whole_batch, join
 from clipjax.gradient_cache import value_and_grad
-from clipjax.losses import KINDS
 from clipjax.mesh import parameter_shardings, replicated
-from clipjax.models import boxed_params, make_model, matmul_precision
+from clipjax.models import boxed_params, initialise, matmul_precision
+from clipjax.objective import Losses, Told
 
 
 @flax.struct.dataclass
@@ -37,113 +39,63 @@ class State:
         return rules.tree(rules.paths(self.params) | self.ema) if self.ema else self.params
 
 
-class Parts(NamedTuple):
-    """What a config's step is made of: the module, the optimizer, the learning rate by step."""
-
-    model: nn.Module
-    optimizer: optax.GradientTransformation
-    rate: Callable[[jax.Array], jax.Array]
-
-
-def make_parts(config: Mapping[str, Any]) -> Parts:
-    """The parts of a resolved config; every setting and rule of them is checked, and nothing is allocated."""
-    model = make_model(config["model"])
-    if "regions" in config["model"] and not config["data"]["regions"]["count"]:
-        raise UserError(
-            f"A model of kind {config['model']['kind']!r} trains on regions, and config.data.regions.count is 0; "
-            "set it (CLOC: 4), or train a 'dual_encoder'."
-        )
-    rate = optim.make_schedule(config)
-    boxed = boxed_params(model, example_batch(config))
-    return Parts(model, optim.make_optimizer(config["optim"], nn.unbox(boxed), rate), rate)
-
-
-def make_losses(
-    config: Mapping[str, Any], mesh: Mesh
-) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-    """The weighted sum of a config's losses, `(outputs, batch, samples) -> (total, metrics)`.
-
-    A weight is a number, or pairs ((samples, weight), ...) between which it is interpolated.
-    """
-    entries = {}
-    for name, entry in config.items():
-        settings = {k: v for k, v in dict(entry).items() if k not in ("kind", "weight")}
-        if "kind" not in entry:
-            raise UserError(
-                f"The loss {name!r} needs a 'kind', one of {', '.join(KINDS)} or an import path."
-            )
-        entries[name] = (
-            registry.lookup(entry["kind"], KINDS, "loss"),
-            _weight(entry.get("weight", 1.0), name),
-            settings,
-        )
-
-    def total(
-        outputs: Any, batch: Any, samples: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        result, metrics = jnp.float32(0.0), {}
-        for name, (loss, weight, settings) in entries.items():
-            if isinstance(weight, np.ndarray):
-                weight = jnp.interp(samples, *weight)
-            value, extra = registry.call(
-                loss, settings, f"Loss {name!r}", outputs=outputs, batch=batch, mesh=mesh
-            )
-            result = result + weight * value
-            metrics |= {f"{name}/loss": value} | {f"{name}/{k}": v for k, v in extra.items()}
-        return result, metrics
-
-    return total
-
-
-def _weight(weight: Any, name: str) -> float | np.ndarray:
-    """A checked weight: a number, or float32 [2, n], samples (rising) and weights."""
-    if isinstance(weight, int | float) and not isinstance(weight, bool):
-        return float(weight)
-    try:
-        points = np.asarray(weight, np.float32).T if isinstance(weight, tuple | list) else None
-    except (TypeError, ValueError):
-        points = None
-    if points is None or points.ndim != 2 or len(points) != 2 or (np.diff(points[0]) <= 0).any():
-        raise UserError(
-            f"The weight of the loss {name!r} must be a number, or pairs ((samples, weight), ...) in rising order, "
-            f"not {weight!r}."
-        )
-    return points
-
-
 def make_step(
     model: nn.Module,
-    losses: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+    losses: Losses,
     optimizer: optax.GradientTransformation,
     config: Mapping[str, Any],
     rate: Callable[[jax.Array], jax.Array],
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
-    """The step `(state, batch) -> (state, metrics)`, to be jitted with the state donated."""
+    """The step `(state, batch) -> (state, metrics)`, to be jitted with the state donated.
+
+    Its order: the model's outputs (micro-batch by micro-batch under `config.grad_cache`), `whole_batch` of a model that
+    has it, losses, gradients, optimizer, `optim.clip_values`, updates, `optim.follow`, average.
+    """
     settings, batch_size, decay = config["optim"], config["batch_size"], config["optim"]["ema"]
+    chunks = config["grad_cache"]
 
     def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
-        with matmul_precision(config["model"]["dtype"]):
+        with matmul_precision(config["model"]):
             return update(state, batch)
 
     def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         trained, frozen, _ = optim.split(state.params, settings["freeze"])
+        samples = state.step.astype(jnp.float32) * batch_size
 
         def encode(trained: dict[str, jax.Array], rows: Mapping[str, jax.Array]) -> Any:
-            return model.apply({"params": rules.tree(trained | frozen)}, rows, train=True)
+            outputs, new = forward(model, rules.tree(trained | frozen), rows)
+            if new and chunks > 1:
+                raise UserError(
+                    f"{describe_model(model)} updates {min(new)!r} from some rows of the batch, which "
+                    f"config.grad_cache = {chunks} cannot make exact; write the update in the model's `whole_batch`, "
+                    "or set config.grad_cache to 1."
+                )
+            return outputs | ({UPDATES: new} if new else {})
 
-        def objective(outputs: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            samples = state.step.astype(jnp.float32) * batch_size
-            total, metrics = losses(outputs, batch, samples)
+        def objective(trained: dict[str, jax.Array], outputs: Any) -> tuple[jax.Array, Told]:
+            outputs = dict(outputs)
+            new = outputs.pop(UPDATES, {})
+            if has_whole_batch(model):
+                outputs, more = join(model, rules.tree(trained | frozen), outputs, batch)
+                new |= more
+            total, told = losses(outputs, batch, samples)
             scalars = {k: outputs[k] for k in ("logit_scale", "logit_bias") if k in outputs}
-            return total, metrics | scalars
+            updates.check(new, frozen, trained, describe_model(model))
+            updates.check(told.updates, frozen, trained, "A loss")
+            for path in sorted(new.keys() & told.updates.keys()):
+                raise UserError(f"{path!r} has an update from the model and one from a loss.")
+            return total, Told(told.metrics | scalars, new | told.updates)
 
-        (loss, metrics), grads = value_and_grad(
-            encode, objective, trained, batch, config["grad_cache"]
-        )
-        updates, new_optimizer = optimizer.update(grads, state.optimizer, trained)
-        trained = optax.apply_updates(trained, updates)
+        (loss, (metrics, new)), grads = value_and_grad(encode, objective, trained, batch, chunks)
+        steps, new_optimizer = optimizer.update(grads, state.optimizer, trained)
+        trained = optax.apply_updates(trained, steps)
         params = optim.clip_values(rules.tree(trained | frozen), settings["clip_values"])
         flat = rules.paths(params) | frozen  # a frozen value stays, even outside its bounds
+        follow = updates.read_follow(settings["follow"], state.params, trained)
+        if new or follow:
+            where = _layouts(model, config)
+            flat |= updates.pinned(new, where)
+            flat |= updates.pinned(updates.followed(follow, flat, new, samples), where)
         ema = state.ema
         if decay:
             # Early averages lean on few steps, so the average's memory grows with the run (as in TensorFlow's EMA).
@@ -157,6 +109,15 @@ def make_step(
         return State(state.step + 1, rules.tree(flat), new_optimizer, ema), metrics
 
     return step
+
+
+def _layouts(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How each parameter is split over the ambient mesh, by path; nothing where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return {}
+    where = parameter_shardings(boxed_params(model, example_batch(config)), mesh)
+    return {path: sharding.spec for path, sharding in rules.paths(where).items()}
 
 
 def init_state(
@@ -178,11 +139,13 @@ def init_state(
     shapes = abstract_state(model, config, optimizer, mesh)
     example = {k: np.zeros(v.shape, v.dtype) for k, v in example_batch(config).items()}
     pretrained = dict(pretrained or {})
+    copied = copies(config["init"], shapes.params)
 
     def fresh(seed: jax.Array, given: dict[str, jax.Array]) -> State:
-        params = nn.unbox(model.init(jax.random.key(seed), example))["params"]
-        flat = rules.paths(params)
-        params = rules.tree(flat | {p: x.astype(flat[p].dtype) for p, x in given.items()})
+        flat = rules.paths(nn.unbox(initialise(model, jax.random.key(seed), example)))
+        flat |= {p: x.astype(flat[p].dtype) for p, x in given.items()}
+        flat |= {p: flat[source].astype(flat[p].dtype) for p, source in copied.items()}
+        params = rules.tree(flat)
         trained, _, _ = optim.split(params, config["optim"]["freeze"])
         ema = dict(trained) if config["optim"]["ema"] else {}
         return State(jnp.int32(0), params, optimizer.init(trained), ema)

@@ -1,7 +1,8 @@
 """The train loop: the only one.
 
-The order of things at a sample count is fixed: metrics of all steps so far are checked and written, then evaluators
-run, then the checkpoint is taken, then the next step runs. A resumed run therefore repeats nothing and skips nothing.
+The order of things at a sample count is fixed: metrics of all steps so far are checked and written, then refreshes
+run, then evaluators, then the checkpoint is taken, then the next step runs. A resumed run therefore repeats nothing and
+skips nothing.
 
 In a job of several processes each of them runs this loop. They take the same decisions because they decide by the same
 numbers: samples seen, metrics, and the tally of what happened in any of them.
@@ -18,17 +19,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clipjax import checkpoint
-from clipjax.batch import example_batch
 from clipjax.checkpoint import Checkpointer, due
 from clipjax.convert.pretrained import load_pretrained
-from clipjax.cost import flops
+from clipjax.coupling import check_apart
 from clipjax.data.pipeline import batches
 from clipjax.data.stream import COUNTERS, Stream
-from clipjax.data.tokenizers import Tokenizer, make_tokenizers
+from clipjax.data.tokenizers import Tokenizer, run_tokenizer
 from clipjax.encode.encoder import Encoder
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
-from clipjax.fields import BATCH, HOST_ONLY
+from clipjax.fields import HOST_ONLY
+from clipjax.imports import used_modules
 from clipjax.job.agreement import Tally, batch_share, by_first, check_same, from_first
 from clipjax.job.distributed import barrier, first, tell
 from clipjax.job.signals import Stopped, stop_signals
@@ -36,17 +37,11 @@ from clipjax.job.watchdog import Watchdog, guard
 from clipjax.log.profiling import Clock, Profile
 from clipjax.log.report import write_report
 from clipjax.log.run_log import Dispatched, RunLog
-from clipjax.mesh import batch_sharding, check_batch, make_mesh, remarks
-from clipjax.models import boxed_params, make_model, model_parts
-from clipjax.step import (
-    State,
-    abstract_state,
-    init_state,
-    make_losses,
-    make_parts,
-    make_step,
-)
-from clipjax.workdir import check_shared, claim, resolve, versions
+from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.prepare import Prepared, prepare
+from clipjax.refresh import make_refreshes, refreshed
+from clipjax.step import State, init_state
+from clipjax.workdir import check_shared, claim, versions
 
 
 def train(config: ConfigDict, workdir: str | Path, profile: str | None = None) -> State:
@@ -70,147 +65,199 @@ def train(config: ConfigDict, workdir: str | Path, profile: str | None = None) -
         contextlib.closing(Profile(profile, workdir)) as trace,
         Watchdog(config.run, workdir) as watchdog,
     ):
-        return _train(config, workdir, profile, clock, trace, watchdog)
+        tokenizer = run_tokenizer(config)
+        check_vocabulary(tokenizer, config)
+        stream = Stream(config)
+        prepared = prepare(config, make_mesh(config.mesh), stream.epoch)
+        for remark in prepared.remarks if first() else ():
+            tell(remark)
+        run = Run(prepared, tokenizer, workdir, profile, clock, watchdog)
+        run.to_the_end(stream, trace)
+        run.report()
+        return run.state
 
 
-def _train(
-    config: ConfigDict,
-    workdir: Path,
-    profile: str | None,
-    clock: Clock,
-    trace: Profile,
-    watchdog: Watchdog,
-) -> State:
-    tokenizer, region_tokenizer = make_tokenizers(config)
-    check_vocabulary(tokenizer, config)
-    size = config.model.image.size
-    stream = Stream(config.data, config.preprocess, size, tokenizer, config.seed, region_tokenizer)
-    config = resolve(config, stream.epoch)
-    mesh = make_mesh(config.mesh)
-    check_batch(config.batch_size, mesh, config.grad_cache)
-    share = batch_share(mesh, config.batch_size)
-    model, optimizer, rate = make_parts(config)
-    losses = make_losses(config.losses, mesh)
-    step = jax.jit(make_step(model, losses, optimizer, config, rate), donate_argnums=0)
-    encoder = Encoder(model, config, tokenizer, mesh)
-    evaluators = make_evaluators(config.evals, encoder)
+class Run:
+    """A run between its steps: its state, its clock (`samples`), and all that happens at a sample count.
 
-    like = abstract_state(model, config, optimizer, mesh)
-    for remark in remarks(boxed_params(model, example_batch(config)), mesh) if first() else ():
-        tell(remark)
-    # This traces the whole step, so a mistake in any setting shows before the workdir is touched.
-    work = flops_per_sample(config, losses, optimizer, rate, like)
-    barrier("config read", config.run.start_timeout)
-    check_same(
-        "config",
-        {k: json.dumps(v, sort_keys=True) for k, v in json.loads(config.to_json()).items()},
-    )
-    check_same("command line", {"--profile": str(profile)})  # it decides when a step is waited for
-    samples = from_first(checkpoint.newest(workdir / "checkpoints") or 0)
-    pretrained = {} if samples else load_pretrained(config, like.params)
+    Args:
+      prepared: the config on its mesh.
+      tokenizer: of the texts, for the encoder and the checkpoints.
+      workdir: the run's directory.
+      profile: steps to trace; all processes must have the same.
+      clock: measures where the time goes.
+      watchdog: ends a run that hangs.
+    """
 
-    by_first(lambda: claim(workdir, config))
-    check_shared(workdir, config)
-    checkpoints = Checkpointer(
-        workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
-    )
-    counters = dict.fromkeys(COUNTERS, 0)
-    if samples:
-        state, counters = restore(checkpoints, samples, like)
-    else:
-        state = init_state(model, config, optimizer, mesh, pretrained)
-    del pretrained  # may be large
+    def __init__(
+        self,
+        prepared: Prepared,
+        tokenizer: Tokenizer,
+        workdir: Path,
+        profile: str | None,
+        clock: Clock,
+        watchdog: Watchdog,
+    ):
+        self._prepared, self._config, self._workdir = prepared, prepared.config, workdir
+        self._clock, self._watchdog = clock, watchdog
+        config, mesh = prepared.config, prepared.mesh
+        self.share = batch_share(mesh, config.batch_size)
+        self._encoder = Encoder(prepared.model, config, tokenizer, mesh)
+        self._refreshes = make_refreshes(config)
+        self._evaluators = make_evaluators(config.evals, self._encoder)
+        self._agree(profile)
+        self.samples = from_first(checkpoint.newest(workdir / "checkpoints") or 0)
+        self._packed, self._made_by = checkpoint.pack_tokenizer(tokenizer), versions()
+        self.state, counters = self._first_state()
+        self.tally = Tally(mesh, self.share, counters)
+        work = prepared.flops_per_sample
+        self.log = RunLog(config, workdir, self.samples, mesh, work, self.share, self.tally, clock)
+        if self.samples >= config.total_samples and first():
+            seen = f"{self.samples:,}"
+            print(f"This run is finished: it has seen {seen} samples. Its report is written again.")
 
-    tally = Tally(mesh, share, counters)
-    run = RunLog(config, workdir, samples, mesh, work, share, tally, clock)
-    packed, made_by = checkpoint.pack_tokenizer(tokenizer), versions()
-    if samples >= config.total_samples and first():
-        print(
-            f"This run is finished: it has seen {samples:,} samples. Its report is written again."
+    def _agree(self, profile: str | None) -> None:
+        """Refuses to go on with processes that were given different things."""
+        barrier("config read", self._config.run.start_timeout)
+        parts = json.loads(self._config.to_json())
+        check_same("config", {k: json.dumps(v, sort_keys=True) for k, v in parts.items()})
+        # It decides when a step is waited for.
+        check_same("command line", {"--profile": str(profile)})
+
+    def _first_state(self) -> tuple[State, dict[str, int]]:
+        """The state to begin with, and the data counters; the workdir is this run's from here on."""
+        prepared, config = self._prepared, self._config
+        pretrained = {} if self.samples else load_pretrained(config, prepared.state.params)
+        by_first(lambda: claim(self._workdir, config))
+        check_shared(self._workdir, config)
+        keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every
+        self._checkpoints = Checkpointer(self._workdir, keep=keep, keep_every=keep_every)
+        if self.samples:
+            state, counters = restore(self._checkpoints, self.samples, prepared.state)
+        else:
+            model, optimizer, mesh = prepared.model, prepared.optimizer, prepared.mesh
+            state = init_state(model, config, optimizer, mesh, pretrained)
+            counters = dict.fromkeys(COUNTERS, 0)
+        check_apart(prepared, state.params)
+        return state, counters
+
+    def to_the_end(self, stream: Stream, trace: Profile) -> None:
+        """Trains until `total_samples`, or until a signal, and saves.
+
+        Raises:
+          UserError: the run cannot go on.
+          Stopped: after a signal.
+        """
+        with (
+            contextlib.closing(self.log),
+            contextlib.closing(self._checkpoints),
+            jax.set_mesh(self._prepared.mesh),
+            stop_signals() as stop,
+            # Innermost: a process that fails alone must not wait for the others in what closes.
+            guard(self._workdir),
+        ):
+            if self.samples == 0:
+                self._refresh()
+            self._clock.restart()
+            for number, batch in enumerate(self._clock.batches(self._batches(stream)), 1):
+                trace.before(number, self.log.settle)
+                self._step(number, batch, stop.signum)
+                trace.after(number, self.log.settle)
+                self._between_steps()
+            trace.close()
+            with self._watchdog.pause("saving"):
+                self._checkpoints.wait()
+
+    def _batches(self, stream: Stream) -> Any:
+        data = self._config.data
+        return batches(
+            stream,
+            self._config.batch_size,
+            self.samples,
+            self._config.total_samples,
+            threads=data.threads,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            host=self.share.part,
+            hosts=self.share.parts,
         )
 
-    def save() -> None:
-        meta = {
-            "samples": samples,
-            "counters": {k: n for k, n in tally.counters.items() if n},
-            "config": json.loads(config.to_json()),
-            "versions": made_by,
-        }
-        train_state = {"step": state.step, "optimizer": state.optimizer, "ema": state.ema}
-        checkpoints.save(samples, state.params, train_state, meta, packed)
+    def _step(self, number: int, batch: Mapping[str, np.ndarray], signum: int | None) -> None:
+        """Dispatches a step; while it runs, the metrics of the one before are fetched."""
+        placed = to_device(batch, batch_sharding(self._prepared.mesh))
+        with self._clock.part("compile") if number == 1 else contextlib.nullcontext():
+            self.state, metrics = self._prepared.step(self.state, placed)
+        self._clock.dispatched(metrics["loss"])
+        self.samples += self._config.batch_size
+        self.log.record_ids(self.samples, batch["sample_id"])
+        self.log.settle()
+        sent = self.tally.send(batch, signum)
+        self.log.hold(Dispatched(self.samples, metrics, batch["sample_id"], sent))
 
-    source = batches(
-        stream,
-        config.batch_size,
-        samples,
-        config.total_samples,
-        threads=config.data.threads,
-        workers=config.data.workers,
-        prefetch=config.data.prefetch,
-        host=share.part,
-        hosts=share.parts,
-    )
-    sharding = batch_sharding(mesh)
-    with (
-        contextlib.closing(run),
-        contextlib.closing(checkpoints),
-        jax.set_mesh(mesh),
-        stop_signals() as stop,
-        guard(
-            workdir
-        ),  # innermost: a process that fails alone must not wait for the others in what closes
-    ):
-        clock.restart()
-        for number, batch in enumerate(clock.batches(source), 1):
-            trace.before(number, run.settle)
-            with clock.part("compile") if number == 1 else contextlib.nullcontext():
-                state, metrics = step(state, to_device(batch, sharding))
-            clock.dispatched(metrics["loss"])
-            samples += config.batch_size
-            run.record_ids(samples, batch["sample_id"])
-            # The step just dispatched runs while the metrics of the one before are fetched.
-            run.settle()
-            sent = tally.send(batch, stop.signum)
-            run.hold(Dispatched(samples, metrics, batch["sample_id"], sent))
-            trace.after(number, run.settle)
-
-            last, stopping = samples >= config.total_samples, tally.signum
-            now = {
-                n
-                for n in evaluators
-                if last or due(samples, config.evals[n].get("every"), config.batch_size)
-            }
-            saving = last or stopping or due(samples, config.checkpoint.every, config.batch_size)
-            if now or saving:
-                run.settle()
-            for name in sorted(now):
-                with clock.part("evaluate"), watchdog.pause(f"evaluating {name!r}"):
-                    run.evaluate(name, evaluators[name], state.averaged(), samples)
-            if saving:
-                with clock.part("save"), watchdog.pause("saving"):
-                    save()
-            if stopping:
-                with watchdog.pause("saving"):
-                    checkpoints.wait()
-                raise Stopped(stopping, samples)
-            watchdog.step_done(samples)
-        trace.close()
-        with watchdog.pause("saving"):
-            checkpoints.wait()
-    with watchdog.pause("writing the report"):
-        galleries = [
-            g
-            for evaluator in evaluators.values()
-            if hasattr(evaluator, "galleries")
-            for g in evaluator.galleries(state.averaged())
+    def _between_steps(self) -> None:
+        """What is due at this sample count, in the fixed order: metrics, refreshes, evaluators, checkpoint."""
+        samples, size = self.samples, self._config.batch_size
+        last, stopping = samples >= self._config.total_samples, self.tally.signum
+        evaluators = [
+            name
+            for name in sorted(self._evaluators)
+            if last or due(samples, self._config.evals[name].get("every"), size)
         ]
-        if first():
-            write_report(workdir, galleries)
-    return state
+        saving = last or stopping or due(samples, self._config.checkpoint.every, size)
+        if evaluators or saving or any(r.is_due(samples, size) for r in self._refreshes):
+            self.log.settle()
+        self._refresh()
+        for name in evaluators:
+            with self._clock.part("evaluate"), self._watchdog.pause(f"evaluating {name!r}"):
+                self.log.evaluate(name, self._evaluators[name], self.state.averaged(), samples)
+        if saving:
+            with self._clock.part("save"), self._watchdog.pause("saving"):
+                self._save()
+        if stopping:
+            with self._watchdog.pause("saving"):
+                self._checkpoints.wait()
+            raise Stopped(stopping, samples)
+        self._watchdog.step_done(samples)
+
+    def _refresh(self) -> None:
+        for refresh in self._refreshes:
+            if refresh.is_due(self.samples, self._config.batch_size):
+                what = f"refreshing {refresh.name!r}"
+                with self._clock.part("refresh"), self._watchdog.pause(what):
+                    params = refreshed(
+                        refresh, self.state.params, self._encoder, self.samples, self._prepared
+                    )
+                self.state = self.state.replace(params=params)
+
+    def _save(self) -> None:
+        meta = {
+            "samples": self.samples,
+            "counters": {k: n for k, n in self.tally.counters.items() if n},
+            "config": json.loads(self._config.to_json()),
+            "versions": self._made_by,
+            "modules": used_modules(self._config),
+        }
+        state = self.state
+        train_state = {"step": state.step, "optimizer": state.optimizer, "ema": state.ema}
+        self._checkpoints.save(self.samples, state.params, train_state, meta, self._packed)
+
+    def report(self) -> None:
+        """Writes the run's page, with what its evaluators show."""
+        with self._watchdog.pause("writing the report"):
+            galleries = [
+                g
+                for evaluator in self._evaluators.values()
+                if hasattr(evaluator, "galleries")
+                for g in evaluator.galleries(self.state.averaged())
+            ]
+            if first():
+                write_report(self._workdir, galleries)
 
 
-def check_vocabulary(tokenizer: Tokenizer, config: ConfigDict) -> None:
+def check_vocabulary(tokenizer: Tokenizer | None, config: ConfigDict) -> None:
     """Refuses a text tower that lacks embeddings for some of the tokenizer's ids."""
+    if tokenizer is None or "text" not in config.model:
+        return
     size = config.model.text.get("vocab_size", tokenizer.vocab_size)
     if size < tokenizer.vocab_size:
         raise UserError(
@@ -230,23 +277,9 @@ def restore(checkpoints: Checkpointer, samples: int, like: State) -> tuple[State
 def to_device(
     batch: Mapping[str, np.ndarray], sharding: jax.sharding.NamedSharding
 ) -> dict[str, jax.Array]:
-    """The fields that models and losses may read, as global arrays split over the mesh."""
+    """Every field of a batch but those that stay on the host, as global arrays split over the mesh."""
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
-        if name in BATCH and name not in HOST_ONLY
+        if name not in HOST_ONLY
     }
-
-
-def flops_per_sample(
-    config: ConfigDict, losses: Any, optimizer: Any, rate: Any, state: State
-) -> float:
-    """FLOPs that training needs for one sample: without what is repeated to save memory (Chowdhery et al. 2022)."""
-    plain = ConfigDict(config.to_dict(), type_safe=False)
-    plain.grad_cache = 1
-    for _, part in model_parts(plain.model):
-        if "remat" in part:
-            part.remat = "none"
-    plain.model.attention = "einsum"  # what a fused kernel multiplies cannot be seen from outside
-    step = make_step(make_model(plain.model), losses, optimizer, plain, rate)
-    return flops.count(step, state, example_batch(config, config.batch_size)) / config.batch_size

@@ -11,8 +11,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipjax.config import flatten, from_json, in_samples, to_json
+from clipjax.defaults import base_config
 from clipjax.errors import UserError
+from clipjax.imports import used_modules
 from clipjax.log.writers import replace_file
+from clipjax.migrate import migrate
 
 # Fields that may differ when a run goes on: they change what is reported or where it runs, not what is learnt.
 FREE = (
@@ -73,13 +76,14 @@ def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
     convert(config.checkpoint, "every", "checkpoint.")
     convert(config.checkpoint, "keep_every", "checkpoint.")
     convert(config.log, "every", "log.")
-    for name, entry in config.evals.items():
-        convert(entry, "every", f"evals.{name}.")
+    for section in ("evals", "refreshes"):
+        for name, entry in config[section].items():
+            convert(entry, "every", f"{section}.{name}.")
     return config
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes `config.json` and `versions.json` into a new workdir, or checks that the one there is this run's.
+    """Writes `config.json`, `versions.json`, `modules.json` into a new workdir, or checks that it is this run's.
 
     Raises:
       UserError: the workdir belongs to another config (the differences are named), or cannot be written.
@@ -95,6 +99,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             )
         replace_file(file, to_json(config))
         replace_file(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        replace_file(workdir / "modules.json", json.dumps(used_modules(config), indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"The workdir {str(workdir)!r} cannot be written: {error.strerror}."
@@ -124,13 +129,17 @@ def check_shared(workdir: Path, config: ConfigDict, patience: float = 60.0) -> N
 
 def _check_same(file: Path, config: ConfigDict) -> None:
     try:
-        old = flatten(from_json(file.read_text()))
+        old = flatten(from_json(to_json(migrate(from_json(file.read_text()).to_dict()))))
     except ValueError as error:
         raise UserError(
             f"{str(file)!r} is not a config that clipjax wrote; choose another --workdir."
         ) from error
     new = flatten(from_json(to_json(config)))
-    free = FREE if config.optim.schedule == "cosine" else (*FREE, "total_samples")
+    # A field that an earlier version of clipjax did not have had what is now its default.
+    default = flatten(from_json(to_json(base_config())))
+    old |= {key: default[key] for key in new if key not in old and key in default}
+    ends_anywhere = config.optim.schedule in ("constant", "rsqrt")
+    free = (*FREE, "total_samples") if ends_anywhere else FREE
     differing = [
         f"{key} (there {old.get(key)!r}, now {new.get(key)!r})"
         for key in sorted(old.keys() | new.keys())

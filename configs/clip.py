@@ -17,7 +17,9 @@ def get_config(arg="ViT-B-16"):
     config.total_samples = 12_800_000_000
     config.data.sources = {"pairs": {"kind": "synthetic"}}
     # torchvision's RandomResizedCrop(scale=(0.9, 1.0)), the only augmentation of open_clip's recipes.
-    config.data.augment.update(crop_scale=(0.9, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.0)
+    config.data.features.image.augment.update(
+        crop_scale=(0.9, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.0
+    )
     config.checkpoint.update(every=256_000_000, keep=2)
     if "SigLIP" in arg:
         return siglip(config)

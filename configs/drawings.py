@@ -25,7 +25,7 @@ def get_config(arg=None):
     )
     text = text_section(length=16, width=128, depth=3, heads=2, attention="full", unroll=0)
     config.model = model_section(image, text, embed_dim=192)
-    config.data.augment.update(
+    config.data.features.image.augment.update(
         crop_scale=(0.5, 1.0), rotate=10.0, saturation=0.5, hue=0.08, grayscale=0.05
     )
     config.optim.warmup = "2%"

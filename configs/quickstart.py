@@ -30,14 +30,14 @@ def get_config(arg=None):
     config.model = model_section(image, text, embed_dim=128)
     config.preprocess.resize = "squash"
     config.data.sources = {"drawings": {"kind": "drawings", "group": "concept"}}
-    config.data.captions = {
+    config.data.features.text.captions = {
         "kind": "name_and_keywords",
         "templates": ("{}", "{}", "a drawing of {}"),
         "name": 0.4,
         "keywords": 0.2,
     }
     # Mild, because every sample counts: random backgrounds cost more than they give in minutes.
-    config.data.augment.update(
+    config.data.features.image.augment.update(
         crop_scale=(0.6, 1.0),
         flip=0.5,
         rotate=8.0,

@@ -85,10 +85,10 @@ CASES = {
         ),
     ),
     "cloc_tensor2": Case(
-        "configs/cloc_b16.py",
+        "experiments/cloc/configs/b16.py",
         (
             *_CLIP,
-            "data.regions.text_length=6",
+            "data.features.regions.text_length=6",
             "losses.regions.layout=ring",
             *("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"),
         ),

@@ -6,17 +6,17 @@ import pytest
 from clipjax.batch import example_batch
 from clipjax.data.pipeline import batches
 from clipjax.data.stream import Stream
-from clipjax.data.tokenizers import make_tokenizer
 from clipjax.errors import UserError
-from clipjax.fields import BATCH, HOST_ONLY
+from clipjax.fields import HOST_ONLY
 from tests.tiny_run import tiny_config
 
-SCENES = {"scenes": {"kind": "scenes", "size": 96, "length": 50, "backgrounds": "plain"}}
 WAYS = {
     "plain": {},
-    "texts": {"captions": {"kind": "several", "count": 3}},
-    "regions": {"regions": {"count": 4, "min_visible": 0.2, "min_side": 0.0}, "sources": SCENES},
-    "languages": {"languages": ("de", "en")},
+    "views": {"image": {"kind": "image", "views": 3}},
+    "texts": {"text": {"kind": "text", "captions": {"kind": "several", "count": 3}}},
+    "regions": {"regions": {"kind": "regions", "count": 4, "min_visible": 0.2, "min_side": 0.0}},
+    "languages": {"language": {"kind": "language", "tags": ("de", "en")}},
+    "numbers": {"layout": {"kind": "column", "column": "layout_seed", "dtype": "int32"}},
 }
 
 
@@ -24,15 +24,13 @@ WAYS = {
 def test_the_batch_is_what_the_example_says(way):
     config = tiny_config()
     with config.unlocked():
+        config.data.sources = {"scenes": {"kind": "tests.tiny_parts:NumberedScenes", "length": 50}}
+        config.data.features.text.captions = {"kind": "any"}
         for changes in WAYS.values() if way == "all" else [WAYS[way]]:
-            config.data.update(changes)
-        if way == "regions":
-            config.data.captions = {"kind": "any"}
-    tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
-    stream = Stream(config.data, config.preprocess, config.model.image.size, tokenizer, 0)
-    batch = next(batches(stream, 8, 0, 8))
+            config.data.features.update(changes)
+    batch = next(batches(Stream(config), 8, 0, 8))
     wanted = {k: (x.shape, x.dtype) for k, x in example_batch(config, 8).items()}
-    given = {k: x for k, x in batch.items() if k in BATCH and k not in HOST_ONLY}
+    given = {k: x for k, x in batch.items() if k not in HOST_ONLY}
     assert {k: (x.shape, x.dtype) for k, x in given.items()} == wanted
     if "boxes" in batch:
         assert batch["region_mask"].any()
@@ -49,6 +47,5 @@ def test_sources_must_agree_on_the_number_of_texts():
             "a": {"kind": "synthetic", "captions": {"kind": "several", "count": 2}},
             "b": {"kind": "synthetic", "captions": {"kind": "any"}},
         }
-    tokenizer = make_tokenizer(config.tokenizer, 8)
     with pytest.raises(UserError, match=r"as many texts a sample; here they give: a 2, b 1"):
-        Stream(config.data, config.preprocess, 16, tokenizer, 0)
+        Stream(config)

@@ -3,27 +3,25 @@
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 pytest.importorskip("apache_beam")
-TOOLS = Path(__file__).resolve().parent.parent / "tools" / "beam"
-sys.path.insert(0, str(TOOLS))
 
-import common  # noqa: E402
-import corpus  # noqa: E402
-import running  # noqa: E402
-
-from clipjax.data.bad import BadRecord  # noqa: E402
-from clipjax.data.commands.convert import convert  # noqa: E402
-from clipjax.data.commands.named import named  # noqa: E402
-from clipjax.data.commands.shards import as_json  # noqa: E402
-from clipjax.data.order import Order  # noqa: E402
-from clipjax.data.sources import array_record, make_source  # noqa: E402
-from clipjax.errors import UserError  # noqa: E402
-from tests.tiny_pictures import jpeg, noise  # noqa: E402
+from clipjax.data.bad import BadRecord
+from clipjax.data.commands.convert import convert
+from clipjax.data.commands.named import named
+from clipjax.data.commands.shards import as_json
+from clipjax.data.orders.shuffle import Shuffle
+from clipjax.data.sources import array_record, make_source
+from clipjax.errors import UserError
+from tests.tiny_pictures import jpeg, noise
+from tools.beam import (
+    common,
+    corpus,
+    running,
+)
 
 TWO = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "coins", "moon")
@@ -196,7 +194,7 @@ def test_a_set_of_values_is_written_in_order(plain, tmp_path):
 
 
 def test_counts_are_beam_metrics(plain, tmp_path):
-    import filtering
+    from tools.beam import filtering
 
     job = common.open_job([named(plain)], str(tmp_path / "out"))
     result = running.run(lambda p: filtering.build(p, job, ["min_words=1"]), [])
@@ -358,7 +356,7 @@ def test_a_list_of_other_data(plain, photos, tmp_path):
 
 def test_what_a_worker_raises_is_one_sentence(tmp_path):
     # The columns are those of a sample, which this record is not in.
-    late = Order([600], [1.0], 0)[599][1]
+    late = Shuffle([600], [1.0], 0).draw(599, 0)[1]
     rows = [{"image": jpeg(noise(i % 3)), "text": ["a"], "language": "en"} for i in range(600)]
     rows[late]["extra"] = 1
     array_record.write(rows, tmp_path / "a.arrayrecord")

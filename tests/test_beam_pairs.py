@@ -1,8 +1,6 @@
 """Near-duplicates: the hash, the pairs within a distance, and their components, against plain Python."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +9,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 pytest.importorskip("apache_beam")
-TOOLS = Path(__file__).resolve().parent.parent / "tools" / "beam"
-sys.path.insert(0, str(TOOLS))
 
-import apache_beam as beam  # noqa: E402
-import dedup  # noqa: E402
-import phash  # noqa: E402
-import running  # noqa: E402
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
-from apache_beam.testing.util import assert_that  # noqa: E402
+import apache_beam as beam
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that
 
-from clipjax.data.picture import Picture  # noqa: E402
-from tests.tiny_pictures import jpeg, noise  # noqa: E402
+from clipjax.data.picture import Picture
+from tests.tiny_pictures import jpeg, noise
+from tools.beam import (
+    dedup,
+    phash,
+    running,
+)
 
 PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "coins", "moon")
 
@@ -172,7 +170,7 @@ def test_components_are_those_of_all_pairs(distance, part):
         assert bool(found) == (part < 10)
 
     blocks = phash.Blocks(distance, distance + 2 if distance < 5 else distance + 1)
-    running.travels("phash", "dedup", "common")
+    running.travels(*(f"tools.beam.{name}" for name in ("phash", "dedup", "common")))
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         nodes = pipeline | beam.Create([h.to_bytes(8, "big") for h in hashes])
         labels, split = dedup.near_labels(nodes, blocks, part)

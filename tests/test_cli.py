@@ -77,18 +77,51 @@ def test_eval_of_one_suite_appends(tiny_run, tmp_path, capsys):
     assert "category" not in capsys.readouterr().out
 
 
+def write_evals(folder, entries):
+    file = folder / "evals.py"
+    file.write_text(
+        "from clipjax.defaults import base_config\n\n\ndef get_config():\n"
+        f"    config = base_config()\n    config.evals = {entries!r}\n    return config\n"
+    )
+    return f"--config={file}"
+
+
+def test_eval_with_a_config(tiny_run, tmp_path, capsys):
+    noise = {"kind": "synthetic", "size": 16, "length": 12}
+    config = write_evals(tmp_path, {"numbers": {"kind": "retrieval", "source": noise}})
+    given = [f"--checkpoint={tiny_run}", f"--output={tmp_path / 'out.jsonl'}"]
+    assert main(["eval", *given, config]) == 0
+    assert "at 32 samples" in capsys.readouterr().out
+    (line,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (
+        line["metrics"] == json.loads((tiny_run / "results.json").read_text())["numbers"]["metrics"]
+    )
+    assert "no evaluator 'category'" in refusal(capsys, "eval", *given, config, "--suite=category")
+    gone = {"kind": "retrieval", "source": {"kind": "tars", "files": "nowhere/*.tar"}}
+    config = write_evals(tmp_path, {"numbers": gone})
+    assert "nowhere" in refusal(capsys, "eval", *given, config)
+
+
+def test_eval_overrides_settings_of_evaluators(tiny_run, tmp_path):
+    output = tmp_path / "out.jsonl"
+    given = ["eval", f"--checkpoint={tiny_run}", "--suite=numbers", f"--output={output}"]
+    assert main([*given, "--config.evals.numbers.source.length=5"]) == 0
+    assert json.loads(output.read_text())["protocol"]["records"] == 5
+
+
 def test_eval_refusals(tiny_run, tmp_path, capsys):
     assert "did you mean 'numbers'" in refusal(
         capsys, "eval", f"--checkpoint={tiny_run}", "--suite=number"
     )
     assert "nowhere" in refusal(capsys, "eval", "--checkpoint=nowhere")
-    assert "no clipjax checkpoint" in refusal(capsys, "eval", f"--checkpoint={tmp_path}")
+    assert "is no checkpoint" in refusal(capsys, "eval", f"--checkpoint={tmp_path}")
     missing = tmp_path / "no" / "folder.jsonl"
     assert "cannot be written" in refusal(
         capsys, "eval", f"--checkpoint={tiny_run}", f"--output={missing}"
     )
-    with pytest.raises(SystemExit):
-        main(["eval", f"--checkpoint={tiny_run}", "--config.seed=1"])
+    given = ("eval", f"--checkpoint={tiny_run}")
+    assert "reads only `evals`" in refusal(capsys, *given, "--config.seed=1")
+    assert "did you mean 'numbers'" in refusal(capsys, *given, "--config.evals.number.chunk=1")
 
 
 def test_embed_equals_the_library(tiny_run, photos, texts, tmp_path, capsys):

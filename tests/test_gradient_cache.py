@@ -14,7 +14,7 @@ from clipjax.errors import UserError
 from clipjax.gradient_cache import value_and_grad
 from clipjax.mesh import batch_sharding, make_mesh, parameter_shardings
 from clipjax.models import example_batch, image_section, make_model, model_section, text_section
-from clipjax.step import make_losses
+from clipjax.objective import make_losses
 from tests.losses import oracle
 
 BATCH, LENGTH, WORDS = 64, 6, 32
@@ -68,7 +68,7 @@ def _compile_model(kind, chunks, sizes, layout, count):
 
     def function(params, batch):
         encode = lambda p, rows: model.apply({"params": p}, rows, train=True)  # noqa: E731
-        total = lambda outputs: losses(outputs, batch, jnp.float32(0))  # noqa: E731
+        total = lambda _, outputs: losses(outputs, batch, jnp.float32(0))  # noqa: E731
         return value_and_grad(encode, total, params, batch, chunks)
 
     place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
@@ -91,7 +91,7 @@ def run_model(*how):
     (value, metrics), grads = compiled(
         jax.device_put(params(), parameter_shardings(boxed, mesh)), placed
     )
-    return float(value), jax.device_get(metrics), jax.device_get(rules.paths(grads))
+    return float(value), jax.device_get(metrics.metrics), jax.device_get(rules.paths(grads))
 
 
 @functools.cache
@@ -221,7 +221,7 @@ def linear_function(kind, layout, chunks, devices, rate=0.0):
 
     def function(params, batch):
         encode = lambda p, rows: model.apply({"params": p}, rows)  # noqa: E731
-        total = lambda outputs: losses(outputs, batch, jnp.float32(0))  # noqa: E731
+        total = lambda _, outputs: losses(outputs, batch, jnp.float32(0))  # noqa: E731
         return value_and_grad(encode, total, params, batch, chunks)
 
     return function, mesh
@@ -299,7 +299,7 @@ def forms(chunks, devices):
             "three": jnp.repeat(image, 3, axis=0) * jnp.tile(jnp.arange(3.0), len(image))[:, None],
         }
 
-    def losses(outputs):
+    def losses(_, outputs):
         means = outputs["constant"] * jnp.sum(outputs["mean"])
         places = jnp.arange(3.0 * BATCH) / BATCH
         return means + jnp.mean(places @ outputs["three"]), outputs
@@ -353,7 +353,7 @@ def test_outputs_of_other_forms(chunks, devices):
 def test_outputs_that_cannot_be_joined_are_refused(output, words):
     encode = lambda params, rows: {"odd": output(rows["image"]), "fine": rows["image"]}  # noqa: E731
     with pytest.raises(UserError, match=words):
-        value_and_grad(encode, lambda outputs: (jnp.float32(0), {}), {}, rows(), 4)
+        value_and_grad(encode, lambda _, outputs: (jnp.float32(0), {}), {}, rows(), 4)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_sums_of_bfloat16_are_float32():
         values = rows["size"].astype(jnp.bfloat16) * params["w"]
         return {"each": values, "mean": 16 * jnp.mean(values)}
 
-    total = lambda outputs: (outputs["each"].astype(jnp.float32).sum(), outputs["mean"])  # noqa: E731
+    total = lambda _, outputs: (outputs["each"].astype(jnp.float32).sum(), outputs["mean"])  # noqa: E731
     params, batch = {"w": jnp.bfloat16(1.0)}, {"size": jnp.asarray(sizes)}
     (_, mean), grads = jax.jit(functools.partial(value_and_grad, encode, total, chunks=16))(
         params, batch

@@ -64,7 +64,7 @@ def test_the_clock_is_samples():
 
 
 def test_schedule_mistakes():
-    with pytest.raises(UserError, match=r"no schedule 'cosin' .did you mean 'cosine'"):
+    with pytest.raises(UserError, match=r"no schedule named 'cosin' .did you mean 'cosine'"):
         values("cosin", [0])
     with pytest.raises(UserError, match=r"warmup \(2000 samples\) is longer than the run"):
         values("constant", [0], warmup=2000)
@@ -134,7 +134,7 @@ def test_adamw_against_float64(clip):
         assert flat[path].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", sorted(optim.PRECONDITIONERS))
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
 def test_every_optimizer_lowers_a_quadratic(name):
     rng = np.random.default_rng(1)
     target = {
@@ -171,7 +171,7 @@ def test_every_optimizer_lowers_a_quadratic(name):
 
 def test_decay_is_decoupled_for_every_optimizer():
     """With no gradient at all, each step multiplies a decayed parameter by 1 - rate * decay."""
-    for name in optim.PRECONDITIONERS:
+    for name in optim.OPTIMIZERS:
         config = settings(name=name, weight_decay=0.5, decay_rules=(("w", 1.0), (".*", 0.0)))
         optimizer = optim.make_optimizer(
             config, {"w": jnp.ones(3), "v": jnp.ones(3)}, lambda _: 0.1
@@ -224,7 +224,7 @@ def test_muon_moves_each_matrix_along_its_orthogonal_factor():
 
 
 def test_unknown_optimizer():
-    with pytest.raises(UserError, match=r"no optimizer 'adam' .did you mean 'adamw'"):
+    with pytest.raises(UserError, match=r"no optimizer named 'adam' .did you mean 'adamw'"):
         optim.make_optimizer(settings(name="adam"), {"w": jnp.ones(3)}, lambda _: 0.1)
 
 

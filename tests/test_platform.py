@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from clipjax.models import compute_dtype
-from clipjax.models.image import Conv3x3
+from clipjax.models.stems import Conv3x3
 from clipjax.platform import (
     ONE_AFTER_ANOTHER,
     compiling_for,

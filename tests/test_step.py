@@ -11,21 +11,17 @@ from clipjax.data.tokenizers import make_tokenizer
 from clipjax.encode.encoder import Encoder
 from clipjax.mesh import make_mesh
 from clipjax.models import example_batch
-from clipjax.step import abstract_state, init_state, make_losses, make_parts, make_step
-from clipjax.workdir import resolve
+from clipjax.prepare import prepare as prepare_config
+from clipjax.step import init_state
 from tests.tiny_run import tiny_config
 
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 
 
 def prepare(*overrides):
-    """(config, mesh, parts, step) of the tiny run on one device."""
-    config = resolve(tiny_config("evals={}", *overrides), epoch=100)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    parts = make_parts(config)
-    losses = make_losses(config.losses, mesh)
-    step = make_step(parts.model, losses, parts.optimizer, config, parts.rate)
-    return config, mesh, parts, step
+    """The tiny run on one device."""
+    config = tiny_config("evals={}", *overrides)
+    return prepare_config(config, make_mesh(config.mesh, jax.devices()[:1]))
 
 
 def products(jaxpr):
@@ -47,10 +43,8 @@ def full(equation):
 
 
 def trace(dtype):
-    config, mesh, parts, step = prepare(f"model.dtype={dtype}")
-    state = abstract_state(parts.model, config, parts.optimizer, mesh)
-    found = jax.make_jaxpr(step)(state, example_batch(config.model, config.batch_size))
-    return list(products(found.jaxpr))
+    run = prepare(f"model.dtype={dtype}")
+    return list(products(run.step.trace(run.state, run.batch).jaxpr.jaxpr))
 
 
 def test_float32_products_are_at_full_precision():
@@ -72,12 +66,13 @@ def test_bfloat16_towers_and_a_float32_loss():
 
 @pytest.mark.parametrize("field", ["image", "text"])
 def test_the_encoder_multiplies_as_the_step_does(field):
-    config, mesh, parts, _ = prepare("model.dtype=float32")
+    run = prepare("model.dtype=float32")
+    config = run.config
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
-    encoder = Encoder(parts.model, config, tokenizer, mesh, batch_size=2)
-    params = abstract_state(parts.model, config, parts.optimizer, mesh).params
+    encoder = Encoder(run.model, config, tokenizer, run.mesh, batch_size=2)
     batch = {field: example_batch(config.model)[field]}
-    program = jax.make_jaxpr(encoder._encode[field])(params, batch)
+    embed = encoder.program(lambda p, b: run.model.apply({"params": p}, b)[f"{field}_embedding"])
+    program = jax.make_jaxpr(embed)(run.state.params, batch)
     found = list(products(program.jaxpr))
     assert len(found) > 4
     assert all(full(equation) for equation in found)
@@ -85,10 +80,12 @@ def test_the_encoder_multiplies_as_the_step_does(field):
 
 def test_a_frozen_value_outside_its_bounds_stays():
     frozen = "optim.freeze=(('logit_scale', True), ('.*', False))"
-    config, mesh, parts, step = prepare(frozen, "model.init_scale=1000.0")
-    state = init_state(parts.model, config, parts.optimizer, mesh)
-    batch = {k: np.zeros(v.shape, v.dtype) for k, v in example_batch(config.model, 8).items()}
-    after, metrics = jax.jit(step)(state, batch)
+    run = prepare(frozen, "model.init_scale=1000.0")
+    state = init_state(run.model, run.config, run.optimizer, run.mesh)
+    before = set(rules.paths(state.params))
+    batch = {k: np.zeros(v.shape, v.dtype) for k, v in run.batch.items()}
+    with jax.set_mesh(run.mesh):
+        after, metrics = run.step(state, batch)
     assert float(after.params["logit_scale"]) == pytest.approx(np.log(1000))
     assert float(metrics["logit_scale"]) == pytest.approx(1000, rel=1e-5)
-    assert rules.paths(after.params).keys() == rules.paths(state.params).keys()
+    assert rules.paths(after.params).keys() == before

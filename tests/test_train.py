@@ -34,6 +34,7 @@ class Spy:
                 self.keep(state)
                 return state, metrics
 
+            step.trace = compiled.trace
             return step
 
         def finish(log, samples, *rest):

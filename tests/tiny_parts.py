@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from clipjax.data.drawings import Drawings
+from clipjax.data.scenes import Scenes
 
 
 class Flawed:
@@ -20,6 +21,16 @@ class Flawed:
             flaws = ({"image": b""}, {"image": b"\xff\xd8\xff\xe0 torn"}, {"name": " "})
             record = record | flaws[index // self._every % 3]
         return record
+
+
+class NumberedScenes(Scenes):
+    """Scenes, each with its number."""
+
+    def __init__(self, length):
+        super().__init__(size=96, length=length, backgrounds="plain")
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"layout_seed": index}
 
 
 def good_value_bad_gradient(outputs, batch, *, mesh=None):

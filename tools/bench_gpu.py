@@ -205,22 +205,18 @@ def train_clipjax(job: Mapping[str, Any]) -> dict[str, Any]:
 
     from clipjax.defaults import base_config
     from clipjax.mesh import make_mesh
-    from clipjax.step import init_state, make_losses, make_parts, make_step
-    from clipjax.train import flops_per_sample
-    from clipjax.workdir import resolve
+    from clipjax.prepare import prepare
+    from clipjax.step import init_state
 
     batch_size = job["batch"]
     config = base_config()
     config.model = ConfigDict(job["model"], type_safe=False)
     config.update(batch_size=batch_size, grad_cache=job["chunks"], total_samples=10**12)
-    config = resolve(config, epoch=10**12)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    model, optimizer, rate = make_parts(config)
-    losses = make_losses(config.losses, mesh)
-    step = jax.jit(make_step(model, losses, optimizer, config, rate), donate_argnums=0)
-    state = init_state(model, config, optimizer, mesh)
+    prepared = prepare(config, mesh)
+    step, work = prepared.step, prepared.flops_per_sample
+    state = init_state(prepared.model, prepared.config, prepared.optimizer, mesh)
     count = sum(x.size for x in jax.tree.leaves(state.params))
-    work = flops_per_sample(config, losses, optimizer, rate, state)
 
     side, text = config.model.image.size, config.model.text
 

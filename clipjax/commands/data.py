@@ -115,7 +115,9 @@ def _add_source(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--config", metavar="FILE[:arg]", help="the sources of a config instead")
     verb.add_argument("--source", metavar="NAME", help="only this one of the config's sources")
-    verb.epilog = "Fields of a config can be overridden: --config.data.regions.count=4"
+    verb.epilog = (
+        "Fields of a config can be overridden: --config.data.features.image.augment.flip=0.5"
+    )
 
 
 def _index(args: argparse.Namespace, overrides: Sequence[str]) -> int:

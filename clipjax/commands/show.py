@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from flax import linen as nn
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -19,12 +18,11 @@ from clipjax.config import to_json
 from clipjax.cost import flops
 from clipjax.data.sources import make_source
 from clipjax.errors import UserError
+from clipjax.forward import UPDATES
 from clipjax.log.console import console
-from clipjax.mesh import AXES, check_batch, make_mesh, remarks
-from clipjax.models import boxed_params
-from clipjax.step import abstract_state, make_losses, make_parts
-from clipjax.train import flops_per_sample
-from clipjax.workdir import resolve
+from clipjax.mesh import AXES, make_mesh
+from clipjax.models import TOWERS
+from clipjax.prepare import Prepared, prepare
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -57,11 +55,9 @@ def show(config: ConfigDict) -> int:
     if not config.data.sources:
         raise UserError("config.data.sources is empty; name at least one.")
     epoch = sum(len(make_source(entry, name)) for name, entry in config.data.sources.items())
-    config = resolve(config, epoch)
     mesh, remark = _mesh(config.mesh)
-    check_batch(config.batch_size, mesh, config.grad_cache)
-    model, optimizer, rate = make_parts(config)
-    state = abstract_state(model, config, optimizer, mesh)
+    prepared = prepare(config, mesh, epoch)
+    config, state = prepared.config, prepared.state
     params = rules.paths(state.params)
     trained = _trained(state.params, config.optim.freeze)
 
@@ -69,22 +65,10 @@ def show(config: ConfigDict) -> int:
     out.print("Config", style="bold")
     out.print(to_json(config), markup=False, highlight=False, soft_wrap=True)
     out.print(_parameter_table(params, trained))
-    for line in [remark, *remarks(boxed_params(model, example_batch(config)), mesh)]:
+    for line in [remark, *prepared.remarks]:
         if line:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    forward = {
-        "image": flops.count(_apply(model, "image"), state.params, _batch(config, "image")),
-        "text": flops.count(_apply(model, "text"), state.params, _batch(config, "text")),
-    }
-    regions = {}
-    if "regions" in config.model and config.data.regions.count:
-        fields = ("image", "boxes", "region_text")
-        batch = {field: example_batch(config)[field] for field in fields}
-        whole = flops.count(lambda p, b: model.apply({"params": p}, b), state.params, batch)
-        work = f"{_si(whole - forward['image'])}FLOP, {config.data.regions.count} with their texts"
-        regions = {"forward FLOPs of regions": work}
-    training = flops_per_sample(config, make_losses(config.losses, mesh), optimizer, rate, state)
     steps = config.total_samples // config.batch_size
     _print_pairs(
         out,
@@ -94,12 +78,9 @@ def show(config: ConfigDict) -> int:
             "  frozen": f"{count(params) - sum(trained.values()):,}",
             "optimizer state": _bytes(jax.tree.leaves(state.optimizer)),
             "averaged parameters": _bytes(state.ema) if state.ema else "none",
-            "forward FLOPs a pair": f"{_si(sum(forward.values()))}FLOP",
-            "  image tower": f"{_si(forward['image'])}FLOP",
-            "  text tower": f"{_si(forward['text'])}FLOP",
-            **regions,
-            "training FLOPs a sample": f"{_si(training)}FLOP",
-            "training FLOPs of the run": f"{training * config.total_samples:.3g}",
+            **_forward(prepared),
+            "training FLOPs a sample": f"{_si(prepared.flops_per_sample)}FLOP",
+            "training FLOPs of the run": f"{prepared.flops_per_sample * config.total_samples:.3g}",
             "samples": f"{config.total_samples:,}",
             "steps": f"{steps:,} of {config.batch_size:,} samples",
             "epochs": f"{config.total_samples / epoch:.4g} of {epoch:,} records",
@@ -173,12 +154,30 @@ def _sharding(leaf: jax.ShapeDtypeStruct) -> str:
     return "whole" if all(axis == "-" for axis in axes) else ", ".join(axes)
 
 
-def _batch(config: ConfigDict, field: str) -> dict[str, jax.ShapeDtypeStruct]:
-    return {field: example_batch(config)[field]}
+def _forward(prepared: Prepared) -> dict[str, str]:
+    """FLOPs of the model without training, for one sample: both towers, or all that it computes; and its parts."""
+    one = example_batch(prepared.config)
 
+    def outputs(params: Any, batch: Shapes) -> dict[str, Any]:
+        found = prepared.model.apply({"params": params}, batch)
+        return {name: x for name, x in found.items() if name != UPDATES}
 
-def _apply(model: nn.Module, field: str) -> Any:
-    return lambda params, batch: model.apply({"params": params}, batch)[f"{field}_embedding"]
+    trace = jax.make_jaxpr(outputs, return_shape=True)
+    program, shapes = trace(prepared.state.params, one)
+    names = sorted(shapes)
+
+    def work(*wanted: str) -> int:
+        return flops.of_program(program.jaxpr, [name in wanted for name in names])
+
+    towers = {f: work(f"{f}_embedding") for f in TOWERS if f"{f}_embedding" in shapes}
+    pair = len(towers) == len(TOWERS)
+    total = sum(towers.values()) if pair else work(*names)
+    rows = {f"forward FLOPs a {'pair' if pair else 'sample'}": f"{_si(total)}FLOP"}
+    rows |= {f"  {tower} tower": f"{_si(count)}FLOP" for tower, count in towers.items()}
+    rest = work(*names) - total
+    if rest:
+        rows["forward FLOPs beside the towers"] = f"{_si(rest)}FLOP"
+    return rows
 
 
 def _bytes(arrays: Any) -> str:

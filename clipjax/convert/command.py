@@ -109,6 +109,7 @@ def _write_ours(source: Source, target: epath.Path, mesh: Mapping[str, int] | No
         "samples": source.meta.get("samples", 0),
         "config": json.loads(to_json(source.config)),
         "versions": versions(),
+        "modules": source.meta.get("modules", {}),
         "origin": {
             "format": source.meta.get("origin", {}).get("format", source.format),
             "resample": source.resample,

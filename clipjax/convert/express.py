@@ -9,28 +9,24 @@ from typing import Any, NamedTuple
 
 from clipjax.data.presets import Preset
 from clipjax.errors import UserError
-from clipjax.models import PARTS, TOWERS, model_parts
+from clipjax.models import TOWERS, model_parts
 
 # How a model is trained or computed, not what it is; and what the parameters hold themselves.
-FREE = (
+FREE = ("dtype", "param_dtype", "attention", "quantize", "init_scale", "mean", "std")
+# The same of its parts.
+_FREE_OF_PARTS = (
     "dtype",
     "param_dtype",
-    "attention",
-    "quantize",
+    "remat",
+    "unroll",
+    "patch_dropout",
+    "dropout",
+    "drop_path",
+    "chunk",
     "init_scale",
-    "image.remat",
-    "image.unroll",
-    "image.patch_dropout",
-    "image.chunk",
-    "text.remat",
-    "text.unroll",
-    "regions.remat",
-    "regions.unroll",
-    "mean",
-    "std",
 )
 # Initial values: whether there are such parameters is what counts.
-_PRESENCE = ("init_bias", "image.layer_scale", "text.layer_scale")
+_PRESENCE = ("init_bias", "layer_scale")
 
 
 def identity(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,22 +36,30 @@ def identity(model: Mapping[str, Any]) -> dict[str, Any]:
     left open are settled (`class_token` None), so that two descriptions of one model are equal.
     """
     flat: dict[str, Any] = {}
-    for name, value in _flat(model).items():
-        flat[name] = tuple(value) if isinstance(value, list) else value
-    for part, _ in model_parts(model):
-        prefix = f"{part}."
-        fields = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
-        flat = {k: v for k, v in flat.items() if not k.startswith(prefix)}
-        flat |= {prefix + k: v for k, v in _SETTLED.get(fields["kind"], dict)(fields).items()}
-    flat |= {name: flat[name] is not None for name in _PRESENCE if name in flat}
-    return {name: value for name, value in flat.items() if name not in FREE}
+    for prefix, fields in _by_part(model).items():
+        free = _FREE_OF_PARTS if prefix else FREE
+        settled = _SETTLED.get(fields["kind"], dict)(fields) if prefix else fields
+        for name, value in settled.items():
+            if name in _PRESENCE:
+                flat[prefix + name] = value is not None
+            elif name not in free:
+                flat[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return flat
 
 
 def _flat(model: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: value for name, value in dict(model).items() if name not in PARTS}
-    for part, fields in model_parts(model):
-        flat |= {f"{part}.{field}": value for field, value in dict(fields).items()}
-    return flat
+    parts = _by_part(model).items()
+    return {prefix + name: value for prefix, fields in parts for name, value in fields.items()}
+
+
+def _by_part(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of the model and of each of its parts, without those of their parts: prefix -> settings."""
+    sections = model_parts(model)
+    names = {name for name, _ in sections}
+    found = {}
+    for prefix, section in (("", model), *((f"{name}.", part) for name, part in sections)):
+        found[prefix] = {k: v for k, v in dict(section).items() if prefix + k not in names}
+    return found
 
 
 def _without(fields: Mapping[str, Any], *idle: str) -> dict[str, Any]:
@@ -64,10 +68,15 @@ def _without(fields: Mapping[str, Any], *idle: str) -> dict[str, Any]:
 
 def _transformer(fields: dict[str, Any]) -> dict[str, Any]:
     """What image and text transformers share."""
-    fields = fields | {"mlp_ratio": round(fields["mlp_ratio"] * fields["width"])}
+    fields = _adapted(fields) | {"mlp_ratio": round(fields["mlp_ratio"] * fields["width"])}
     if not fields.get("experts"):
         return _without(fields, "experts_per_token", "moe_layers")
     return fields | {"moe_layers": fields["moe_layers"] or fields["depth"]}
+
+
+def _adapted(fields: dict[str, Any]) -> dict[str, Any]:
+    """What every tower that can have adapters shares."""
+    return fields if fields.get("lora_rank") else _without(fields, "lora_alpha", "lora_targets")
 
 
 def _vit(fields: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +122,7 @@ def _resnet(fields: dict[str, Any]) -> dict[str, Any]:
 _SETTLED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "vit": _vit,
     "transformer": _text,
+    "bert": _adapted,
     "resnet": _resnet,
 }
 
@@ -129,9 +139,10 @@ def compare(model: Mapping[str, Any], other: Mapping[str, Any]) -> list[Differen
     """The fields in which two models are not the same; of parts of two kinds, the kind alone."""
     mine, theirs = identity(model), identity(other)
     raw, raw_theirs = _flat(model), _flat(other)
+    parts = dict.fromkeys(part for both in (model, other) for part, _ in model_parts(both))
     kinds = [
         Difference(name, raw.get(name), raw_theirs.get(name))
-        for name in (f"{part}.kind" for part in PARTS)
+        for name in (f"{part}.kind" for part in parts)
     ]
     wrong = [kind for kind in kinds if kind.mine != kind.theirs]
     parted = tuple(kind.name.removesuffix("kind") for kind in wrong)
@@ -141,7 +152,8 @@ def compare(model: Mapping[str, Any], other: Mapping[str, Any]) -> list[Differen
         # What only one of them has follows from another field, which differs.
         if name in mine and name in theirs and mine[name] != theirs[name]:
             settled = raw[name] is not None and raw_theirs[name] is not None
-            shown = (raw, raw_theirs) if settled or name in _PRESENCE else (mine, theirs)
+            presence = name.rpartition(".")[2] in _PRESENCE
+            shown = (raw, raw_theirs) if settled or presence else (mine, theirs)
             wrong.append(Difference(name, shown[0][name], shown[1][name]))
     return wrong
 

@@ -9,7 +9,7 @@ from clipjax import registry, rules
 from clipjax.convert.shapes import parameter_shapes
 from clipjax.convert.source import Source
 from clipjax.errors import UserError
-from clipjax.models import MODELS, PARTS, TOWERS, model_section, section
+from clipjax.models import MODELS, TOWERS, model_parts, part_fields, section
 
 
 def without(source: Source, parts: Sequence[str]) -> Source:
@@ -28,7 +28,7 @@ def without(source: Source, parts: Sequence[str]) -> Source:
     if not parts:
         return source
     follow = {f"{tower}_head" for tower in TOWERS} | {"logit_scale", "logit_bias"}
-    known = dict.fromkeys(part for part in PARTS if part in source.config.model)
+    known = dict.fromkeys(_top_parts(source.config.model))
     known |= dict.fromkeys(_first(path) for path in source.params if _first(path) not in follow)
     for part in parts:
         if part not in known:
@@ -68,16 +68,25 @@ def _left(model: ConfigDict, parts: Sequence[str]) -> ConfigDict:
     Raises:
       UserError: no kind of model has these parts.
     """
-    left = [part for part in PARTS if part in model and part not in parts]
-    for kind in MODELS:
-        fields = {f.name for f in dataclasses.fields(registry.lookup(kind, MODELS, "model"))}
-        if fields & PARTS.keys() == set(left):
-            blank = section(kind, MODELS, "model")
-            settings = {name: model[name] for name in blank if name in model and name != "kind"}
-            return model_section(kind=kind, **{part: model[part] for part in left}, **settings)
+    there = _top_parts(model)
+    left = [part for part in there if part not in parts]
+    # A module of an experiment's own may do without a part, but not without other parameters.
+    own = (model.kind,) if set(parts) <= set(there) else ()
+    for kind in dict.fromkeys((*own, *MODELS)):
+        fields = part_fields(registry.lookup(kind, MODELS, "model"))
+        if {part for part, needed in fields.items() if needed} <= set(left) <= fields.keys():
+            blank = section(kind, MODELS, "model", **{part: model[part] for part in left})
+            settings = [name for name in blank if name in model and name not in ("kind", *left)]
+            return ConfigDict(
+                blank.to_dict() | {name: model[name] for name in settings}, type_safe=False
+            )
     raise UserError(
         f"Without {', '.join(parts)} there is {', '.join(left) or 'nothing'} left, and no kind of model is that."
     )
+
+
+def _top_parts(model: ConfigDict) -> list[str]:
+    return [part for part, _ in model_parts(model) if "." not in part]
 
 
 def _first(path: str) -> str:

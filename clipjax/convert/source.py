@@ -25,6 +25,7 @@ from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.data.tokenizers.absent import Absent
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
+from clipjax.imports import find_modules
 
 OURS = "clipjax"
 
@@ -141,6 +142,7 @@ def _ours(path: str | Path, options: formats.Options) -> Source:
         raise UserError("A checkpoint of clipjax says which model it is; leave --model out.")
     folder = checkpoint.find(path)
     meta, packed = checkpoint.read_meta(folder)
+    find_modules(meta["config"], meta.get("modules", {}), str(path))
     config = from_json(to_json(meta["config"]))
     tokenizer = None if packed["config"] is None else checkpoint.unpack_tokenizer(packed)
     if options.tokenizer is not None:

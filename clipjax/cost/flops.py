@@ -6,7 +6,7 @@ what rematerialisation repeats.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,24 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 def count(function: Callable[..., Any], *args: Any) -> int:
     """FLOPs of the matrix products and convolutions of `function(*args)`; args may be ShapeDtypeStructs."""
-    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-    needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return of_program(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def of_program(jaxpr: core.Jaxpr, results: Sequence[bool] | None = None) -> int:
+    """FLOPs of the matrix products and convolutions that the results of a traced program depend on.
+
+    Args:
+      jaxpr: the program.
+      results: which of them count, in their order; None: all.
+    """
+    needed, _ = dce_jaxpr(jaxpr, list(results or [True] * len(jaxpr.outvars)))
     return _count(needed)
+
+
+def used_inputs(jaxpr: core.Jaxpr) -> list[bool]:
+    """For each input of a traced program, whether any result depends on it."""
+    _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return used
 
 
 def _count(jaxpr: core.Jaxpr) -> int:

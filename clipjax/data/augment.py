@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from clipjax.data.geometry import WHOLE, Geometry
 from clipjax.data.images import place
@@ -14,23 +14,52 @@ from clipjax.data.resize import resize
 from clipjax.errors import UserError
 from clipjax.registry import nearest, wanted
 
+# Every setting of `augment`, with its default.
+DEFAULTS: dict[str, Any] = {
+    "crop": "random",  # a random resized crop, or "fit": as preprocess.resize says
+    "crop_scale": (0.9, 1.0),  # area of the random crop
+    "crop_ratio": (0.75, 4 / 3),
+    "flip": 0.0,
+    "rotate": 0.0,  # degrees either way
+    "jitter": 1.0,  # share of the views to which brightness, contrast, saturation and hue happen
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "saturation": 0.0,
+    "hue": 0.0,  # turns either way
+    "grayscale": 0.0,
+    "blur": 0.0,  # share of the views that are blurred
+    "blur_sigma": (0.1, 2.0),  # pixels of the view, drawn uniformly
+    "solarize": 0.0,  # share of the views whose values from 128 are inverted
+    "background": "white",  # under transparent images: white, or random
+}
 CHOICES = {"background": ("white", "random"), "crop": ("random", "fit")}
 
 # Luma weights of ITU-R BT.601, as PIL's conversion to grey.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def check_augment(settings: Mapping[str, Any]) -> None:
-    """Refuses settings of `data.augment` that mean nothing.
+def check_augment(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """All settings of `augment`: those given, and the defaults of the others.
+
+    Args:
+      settings: some of `DEFAULTS`.
+      where: for the message, such as "config.data.features.image.augment".
 
     Raises:
-      UserError: names the first of them.
+      UserError: names the first setting that there is not, or that means nothing.
     """
+    for name, value in settings.items():
+        if name not in DEFAULTS:
+            raise UserError(f"{where} has no setting {name!r}{nearest(name, DEFAULTS)}.")
+        words = wanted(DEFAULTS[name], value)
+        if words:
+            raise UserError(f"{where}.{name} must be {words}, not {value!r}.")
+    settings = DEFAULTS | dict(settings)
     for name, choices in CHOICES.items():
         if settings[name] not in choices:
             hint = nearest(settings[name], choices)
-            raise UserError(f"data.augment.{name} cannot be {settings[name]!r}{hint}.")
-    for name, most in {"crop_scale": 1.0, "crop_ratio": math.inf}.items():
+            raise UserError(f"{where}.{name} cannot be {settings[name]!r}{hint}.")
+    for name, most in {"crop_scale": 1.0, "crop_ratio": math.inf, "blur_sigma": math.inf}.items():
         pair = settings[name]
         if (
             len(pair) != 2
@@ -38,15 +67,14 @@ def check_augment(settings: Mapping[str, Any]) -> None:
             or not 0 < pair[0] <= pair[1] <= most
         ):
             at_most = "" if most == math.inf else f" of at most {most}"
-            raise UserError(
-                f"data.augment.{name} must be (low, high) above 0{at_most}, not {pair!r}."
-            )
-    limits = dict.fromkeys(("flip", "grayscale", "brightness", "contrast", "saturation"), 1.0)
+            raise UserError(f"{where}.{name} must be (low, high) above 0{at_most}, not {pair!r}.")
+    shares = ("flip", "grayscale", "jitter", "blur", "solarize")
+    strengths = ("brightness", "contrast", "saturation")
+    limits = dict.fromkeys((*shares, *strengths), 1.0)
     for name, most in (limits | {"hue": 0.5, "rotate": 180.0}).items():
         if not 0 <= settings[name] <= most:
-            raise UserError(
-                f"data.augment.{name} must be from 0 to {most:g}, not {settings[name]!r}."
-            )
+            raise UserError(f"{where}.{name} must be from 0 to {most:g}, not {settings[name]!r}.")
+    return settings
 
 
 def augment(
@@ -58,12 +86,12 @@ def augment(
 ) -> tuple[np.ndarray, Geometry]:
     """One random view of a picture: uint8 [size, size, 3], and where its points went.
 
-    The order is: background, rotation, crop, flip, colours. See `data.augment` in clipjax/defaults.py.
+    The order is: background, rotation, crop, flip, colours, blur, solarisation.
 
     Args:
       picture: decoded no finer than the view needs.
       size: side of the view.
-      settings: the section `data.augment`.
+      settings: all of `DEFAULTS`.
       fitting: the section `preprocess`: the interpolation, and what crop="fit" does.
       rng: all randomness.
     """
@@ -88,7 +116,14 @@ def augment(
     view = cut(pixels_HxWx3, picture.size, box, size, fitting["interpolation"])
     if rng.random() < settings["flip"]:
         view, geometry = view[:, ::-1], geometry.flip()
-    return recolour(view, settings, rng), geometry
+    view = recolour(view, settings, rng)
+    # Nothing is drawn for what is off, so that its being there changes no other draw.
+    if settings["blur"] and rng.random() < settings["blur"]:
+        blur = ImageFilter.GaussianBlur(rng.uniform(*settings["blur_sigma"]))
+        view = np.asarray(Image.fromarray(np.ascontiguousarray(view)).filter(blur))
+    if settings["solarize"] and rng.random() < settings["solarize"]:
+        view = np.where(view < 128, view, 255 - view)
+    return view, geometry
 
 
 def fit_box(
@@ -170,14 +205,15 @@ def recolour(
     pixels once costs a fraction of five passes.
     """
     strengths = [settings[name] for name in ("brightness", "contrast", "saturation")]
+    hue = settings["hue"]
     gray = rng.random() < settings["grayscale"]
-    if not any(strengths) and not settings["hue"] and not gray:
+    if settings["jitter"] < 1 and rng.random() >= settings["jitter"]:
+        strengths, hue = [0.0] * 3, 0.0
+    if not any(strengths) and not hue and not gray:
         return pixels_HxWx3
     brightness, contrast, saturation = (rng.uniform(1 - s, 1 + s) for s in strengths)
     pixels = pixels_HxWx3.astype(np.float32)
-    matrix = _saturate(0.0 if gray else saturation) @ _rotate_hue(
-        rng.uniform(-1, 1) * settings["hue"]
-    )
+    matrix = _saturate(0.0 if gray else saturation) @ _rotate_hue(rng.uniform(-1, 1) * hue)
     middle = float(pixels.mean(axis=(0, 1)) @ LUMA)
     matrix = (brightness * contrast * matrix).astype(np.float32)
     offset = np.float32(brightness * (1 - contrast) * middle)

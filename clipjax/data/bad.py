@@ -1,6 +1,6 @@
 """Records that cannot become a sample: one exception, and the list of reasons that a run counts."""
 
-# A reason is counted by its place here, so new ones go to the end: checkpoints carry the counts by name.
+# A reason is counted by its place here; checkpoints carry the counts by name.
 REASONS = (
     "image has zero bytes",
     "image format not recognised",
@@ -20,15 +20,29 @@ REASONS = (
     "boxes and region texts are not equally many",
     "file is damaged here",
     "record is not a msgpack map",
+    "a column is missing",
+    "a column has another shape or type",
+    "the sample id is not in the stored arrays",
     "other",
 )
 
 
 class BadRecord(Exception):
-    """A record that cannot become a sample. The message is one of `REASONS`; any other one counts as "other"."""
+    """A record that cannot become a sample.
+
+    Args:
+      reason: one of `REASONS`, under which it is counted; any other one counts as "other".
+      detail: a sentence for people, which says what was met where; `str` of the exception then.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)  # what pickling needs
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return self.detail or self.reason
 
     @property
     def number(self) -> int:
         """Place of the reason in `REASONS`."""
-        reason = str(self)
-        return REASONS.index(reason) if reason in REASONS else len(REASONS) - 1
+        return REASONS.index(self.reason) if self.reason in REASONS else len(REASONS) - 1

@@ -70,7 +70,7 @@ class Filter:
             if longest < self._min_words:
                 return False
         if self._min_side or self._max_aspect:
-            images = record["image"]
+            images = record.get("image")
             several = isinstance(images, list | tuple)
             if several and not images:
                 raise BadRecord("there is no image")

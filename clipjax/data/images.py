@@ -55,6 +55,8 @@ def open_image(image: Any) -> Image.Image:
     Raises:
       BadRecord: as `decode`, but for what is truncated or broken.
     """
+    if image is None:
+        raise BadRecord("there is no image")
     if isinstance(image, np.ndarray):
         if (
             image.dtype != np.uint8

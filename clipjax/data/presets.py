@@ -1,7 +1,7 @@
 """How pictures are prepared: the settings of well-known families, and of a checkpoint's own description.
 
 A preset is what two sections of a config say together: `preprocess` (resize, interpolation) and the model's channel
-statistics (mean, std). Training views use the interpolation and, with data.augment.crop="fit", the resize. The resize
+statistics (mean, std). Training views use the interpolation and, with `augment.crop="fit"`, the resize. The resize
 "naflex" (clipjax.data.naflex: pictures of any shape, for embedding only) is there beside those of `images.fit`.
 """
 

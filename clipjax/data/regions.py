@@ -17,17 +17,6 @@ from clipjax.registry import nearest
 BOX_FORMATS = ("xyxy", "xywh", "xyxy_pixels", "xywh_pixels")
 
 
-def check_regions(settings: Mapping[str, Any]) -> None:
-    """Refuses settings of `data.regions` that mean nothing."""
-    if settings["count"] < 0:
-        raise UserError(f"data.regions.count must be 0 or more, not {settings['count']}.")
-    for name in ("min_visible", "min_side"):
-        if not 0 <= settings[name] <= 1:
-            raise UserError(
-                f"data.regions.{name} is a fraction from 0 to 1, not {settings[name]!r}."
-            )
-
-
 def check_box_format(name: str, where: str) -> None:
     """Refuses formats that there are not; `where` is such as "the source 'web'"."""
     if name not in BOX_FORMATS:

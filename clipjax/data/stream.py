@@ -1,40 +1,40 @@
-"""The training stream: sample i of an endless, shuffled, weighted mixture, a pure function of (seed, i).
+"""The training stream: sample i of an endless, ordered mixture, a pure function of (seed, i).
 
 Nothing else decides what a sample is: not the process, the worker, the batch size or what was read before. So the
-state of the data is one number, the samples seen, and any number of hosts can go on from it.
+state of the data is one number, the samples seen, and any number of hosts can go on from it. (An order that fills
+batches with groups needs to know their size, and is a function of it, too.)
 
 A raw record, what a source gives for an index, is a dict:
 
-  image     encoded bytes, a uint8 array [H,W,3|4], or a list of such, of which a sample gets one at random
+  image     encoded bytes, a uint8 array [H,W,3|4], or a list of such, of which a sample gets one at random; None or no
+            key where there is none
   text      list of captions, of which the caption policy chooses
   language  a tag such as "en"
   boxes     [m,4] numbers, and `region_text`, m strings or lists of strings; see clipjax/data/regions.py
-  name, keywords, category, ...   what else the source knows
+  name, keywords, category, ...   what else the source knows: any feature may read it
 
-A record that cannot be used (a broken picture, no text) or that a filter turns down is replaced by another draw from
-the same source, which depends only on (seed, i) and the number of failures, and is counted with its reason.
+Which record stands at place i is the order's matter (clipjax/data/orders), what becomes of it the features'
+(clipjax/data/features). A record that cannot be used (a broken image, no text) or that a filter turns down is replaced
+by another one, which depends only on (seed, i) and the number of failures, and is counted with its reason.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from clipjax.data.augment import augment, check_augment
 from clipjax.data.bad import REASONS, BadRecord
-from clipjax.data.captions import make_captions
+from clipjax.data.features import Features, View
+from clipjax.data.features.view import SOURCE_BITS
 from clipjax.data.filters import make_filter
-from clipjax.data.images import check_fit
-from clipjax.data.order import Order, check_weight, hash32
-from clipjax.data.picture import Picture
-from clipjax.data.regions import check_box_format, check_regions, draw_regions
+from clipjax.data.orders import make_order
+from clipjax.data.orders.records import Records, check_weight, hash32
+from clipjax.data.regions import check_box_format
 from clipjax.data.sources import make_source
-from clipjax.data.tokenizers import Tokenizer
 from clipjax.errors import UserError
 
 # At one place of the stream, before the run is told: broken records, and records that a filter turns down.
 MAX_DRAWS, MAX_FILTERED = 20, 1000
-SOURCE_BITS = 40  # a sample_id is (number of the source << 40) + index of the record
 
 # What is counted for each sample, in the order of its `counts`.
 COUNTERS = ("cut", "filtered", *(f"bad/{reason}" for reason in REASONS))
@@ -43,40 +43,33 @@ COUNTERS = ("cut", "filtered", *(f"bad/{reason}" for reason in REASONS))
 class Stream:
     """Random access to training samples.
 
-    A sample is a dict of `image` uint8 [S,S,3], `text` int32 [L] or [K,L], `sample_id` int64, `sample_seed` uint32;
-    with regions `boxes`, `region_text` and `region_mask`; with languages `language` (clipjax/fields.py has them all);
-    and for the pipeline's own book-keeping `counts` int32 [len(COUNTERS)]: texts that were cut, records that a filter
-    turned down, and records that could not be used, by reason.
+    A sample is a dict of the fields of all features (clipjax/fields.py has the library's), `sample_id` int64,
+    `sample_seed` uint32, and for the pipeline's own book-keeping `counts` int32 [len(COUNTERS)]: texts that were cut,
+    records that a filter turned down, and records that could not be used, by reason.
+
+    It can be pickled, for data workers.
 
     Args:
-      config: the `data` section.
-      preprocess: the `preprocess` section.
-      size: side of the pictures.
-      tokenizer: makes ids of texts.
-      seed: of the run.
-      region_tokenizer: makes ids of regions' texts; None: `tokenizer` does.
+      config: of the run; `data`, `model`, `tokenizer`, `preprocess`, `seed` and `batch_size` are read.
+
+    Attributes:
+      names: of the sources.
+      sources: them themselves.
+      features: all of them, opened.
+      order: which record stands where.
 
     Raises:
-      UserError: settings that mean nothing, or sources that disagree on the number of texts.
+      UserError: settings that mean nothing, or files that cannot be used.
     """
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        preprocess: Mapping[str, Any],
-        size: int,
-        tokenizer: Tokenizer,
-        seed: int,
-        region_tokenizer: Tokenizer | None = None,
-    ):
-        entries = config["sources"]
+    def __init__(self, config: Mapping[str, Any]):
+        data = config["data"]
+        entries = {name: dict(entry) for name, entry in data["sources"].items()}
         if not entries:
             raise UserError(
                 "config.data.sources is empty; name at least one, such as {'drawings': {'kind': 'drawings'}}."
             )
-        check_fit(**preprocess)
-        check_augment(config["augment"])
-        check_regions(config["regions"])
+        self.features = Features(config)
         for name, entry in entries.items():
             if not check_weight(entry.get("weight", 1.0)):
                 raise UserError(
@@ -86,20 +79,22 @@ class Stream:
             check_box_format(entry.get("box_format", "xyxy"), f"the source {name!r}")
         self.names = list(entries)
         self.sources = [make_source(entry, name) for name, entry in entries.items()]
-        weights = [entry.get("weight", 1.0) for entry in entries.values()]
-        windows = [_window(entry.get("window"), name) for name, entry in entries.items()]
-        self.order = Order([len(s) for s in self.sources], weights, seed, windows)
-        self._captions = [
-            make_captions(e.get("captions") or config["captions"]) for e in entries.values()
+        self._entries = [
+            {k: entry[k] for k in ("captions", "box_format") if k in entry}
+            for entry in entries.values()
         ]
-        self.texts = _one_count(self.names, self._captions)
+        self._seed = config["seed"]
+        records = Records(
+            self.names,
+            self.sources,
+            [entry.get("weight", 1.0) for entry in entries.values()],
+            [_window(entry.get("window"), name) for name, entry in entries.items()],
+            self._seed,
+            config["batch_size"],
+        )
+        self.order = make_order(data["order"], records)
         self._filters = [make_filter(e.get("filter"), name) for name, e in entries.items()]
-        self._box_formats = [e.get("box_format", "xyxy") for e in entries.values()]
-        self._regions = dict(config["regions"])
-        self._languages = {tag: n for n, tag in enumerate(config["languages"])}
-        self._augment, self._preprocess = dict(config["augment"]), dict(preprocess)
-        self._size, self._tokenizer, self._seed = size, tokenizer, seed
-        self._region_tokenizer = region_tokenizer or tokenizer
+        self.features.open()
 
     @property
     def epoch(self) -> int:
@@ -109,9 +104,10 @@ class Stream:
     def __getitem__(self, index: int) -> dict[str, Any]:
         counts = np.zeros(len(COUNTERS), np.int32)
         bad = draw = 0
+        detail = ""
         while bad < MAX_DRAWS and draw - bad < MAX_FILTERED:
-            source, number = self.order.draw(index, draw)
-            rng = np.random.default_rng((self._seed, index, draw))
+            source, number = self._draw(index, draw)
+            key = (self._seed, index, draw)
             draw += 1
             try:
                 record = self.sources[source][number]
@@ -119,14 +115,16 @@ class Stream:
                 if wanted is not None and not wanted(record):
                     counts[COUNTERS.index("filtered")] += 1
                     continue
-                sample, cut = self.sample(source, record, rng)
+                view = self.view(source, number, record, key)
+                sample = self.features(record, view)
             except BadRecord as error:
                 counts[len(COUNTERS) - len(REASONS) + error.number] += 1
                 bad += 1
+                detail = error.detail or detail
                 continue
-            counts[COUNTERS.index("cut")] += cut
+            counts[COUNTERS.index("cut")] += view.cut
             return sample | {
-                "sample_id": np.int64((source << SOURCE_BITS) + number),
+                "sample_id": np.int64(view.sample_id),
                 "sample_seed": hash32(self._seed, index),
                 "counts": counts,
             }
@@ -138,63 +136,38 @@ class Stream:
         reasons = ", ".join(r for r, n in zip(REASONS, counts[-len(REASONS) :], strict=True) if n)
         raise UserError(
             f"{MAX_DRAWS} records of source {self.names[source]!r} cannot be used at place {index} of the data "
-            f"({reasons}); look at it with: clipjax data verify."
+            f"({reasons}{f'; the last: {detail}' if detail else ''}); look at it with: clipjax data verify."
         )
 
-    def sample(
-        self, source: int, record: Mapping[str, Any], rng: np.random.Generator
-    ) -> tuple[dict[str, Any], int]:
-        """What is learnt from one record of a source, and how many of its texts were cut.
+    def view(
+        self, source: int, number: int, record: Mapping[str, Any], key: tuple[int, ...]
+    ) -> View:
+        """What the features of one sample share: `stream.features(record, view)` are its fields.
 
-        Raises:
-          BadRecord: it cannot be used.
+        Args:
+          source, number: of the record.
+          record: the raw record.
+          key: (seed, place, number of the draw), from which all randomness comes.
         """
-        texts = self._captions[source](record, rng)  # before the picture, which costs more
-        images = record["image"]
-        several = isinstance(images, list | tuple)
-        if several and not images:
-            raise BadRecord("there is no image")
-        picture = Picture(images[rng.integers(len(images))] if several else images)
-        pixels, geometry = augment(picture, self._size, self._augment, self._preprocess, rng)
-        ids_KxL, cut = _encode(self._tokenizer, texts)
-        sample: dict[str, Any] = {
-            "image": pixels,
-            "text": ids_KxL if self.texts > 1 else ids_KxL[0],
-        }
-        if self._languages:
-            tag = record.get("language")
-            sample["language"] = np.int32(self._languages.get(tag, -1))
-        if self._regions["count"]:
-            found, texts = draw_regions(
-                record, self._box_formats[source], picture.size, geometry, self._regions, rng
+        sample_id = (source << SOURCE_BITS) + number
+        return View(record, source, self.names[source], self._entries[source], sample_id, key)
+
+    def _draw(self, place: int, number: int) -> tuple[int, int]:
+        """(source, record) that the order gives, checked."""
+        try:
+            source, record = self.order.draw(place, number)
+            there = 0 <= source < len(self.sources) and 0 <= record < len(self.sources[source])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{_what(self.order)} fails at place {place}: {error}.") from error
+        if not there:
+            raise UserError(
+                f"{_what(self.order)} gives record {record} of source {source} at place {place}, which is not there."
             )
-            regions, more = self._pad_regions(found, texts)
-            sample |= regions
-            cut += more
-        return sample, cut
-
-    def _pad_regions(
-        self, boxes_Nx4: np.ndarray, texts: Sequence[str]
-    ) -> tuple[dict[str, np.ndarray], int]:
-        """The batch's fields of n regions, filled up to M with zeros and padding."""
-        count, n = self._regions["count"], len(texts)
-        boxes_Mx4 = np.zeros((count, 4), np.float32)
-        boxes_Mx4[:n] = boxes_Nx4
-        tokenizer, cut = self._region_tokenizer, 0
-        ids_MxL = np.full((count, tokenizer.length), tokenizer.pad_id, np.int32)
-        if n:
-            ids_MxL[:n], cut = _encode(tokenizer, texts)
-        return {
-            "boxes": boxes_Mx4,
-            "region_text": ids_MxL,
-            "region_mask": np.arange(count) < n,
-        }, cut
+        return int(source), int(record)
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, int]:
-    """Ids int32 [n,L], and how many texts were longer than that."""
-    ids_NxL, cut_N = tokenizer.encode_rows(texts)
-    return ids_NxL, int(cut_N.sum())
+def _what(order: Any) -> str:
+    return f"The order {type(order).__module__}:{type(order).__qualname__}"
 
 
 def _window(setting: Any, name: str) -> tuple[int, int] | None:
@@ -208,14 +181,3 @@ def _window(setting: Any, name: str) -> tuple[int, int] | None:
             f"not {setting!r}."
         )
     return pair
-
-
-def _one_count(names: Sequence[str], policies: Sequence[Any]) -> int:
-    """The number of texts K, which all sources must share."""
-    counts = {policy.count for policy in policies}
-    if len(counts) > 1:
-        each = ", ".join(f"{n} {p.count}" for n, p in zip(names, policies, strict=True))
-        raise UserError(
-            f"The caption policies of a run's sources must give as many texts a sample; here they give: {each}."
-        )
-    return counts.pop()

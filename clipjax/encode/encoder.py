@@ -1,4 +1,14 @@
-"""The encoder: pictures, texts and regions in, embeddings out, in batches of one shape."""
+"""The encoder: images, texts and regions in, embeddings out, in batches of one shape.
+
+It is what evaluators and refreshes see of a model. They bring the parameters, so that one encoder serves a whole run:
+
+    encoder.images(params, [record["image"]])               # float32 [n, D], L2-normalised
+    encoder.texts(params, ["a cat"])
+    batch = encoder.batch(images=images, texts=texts)       # {"image": uint8 [n,S,S,3], "text": int32 [n,L]}
+    found = encoder.outputs(params, batch, only=("image_tokens",))["image_tokens"]    # numpy [n, N, W]
+    encoder.tokenizer.decode(ids)
+    encoder.module.apply({"params": params}, batch, method="decode")    # what the methods above do not do
+"""
 
 import contextlib
 import math
@@ -21,6 +31,7 @@ from clipjax.encode.regions import RegionPrograms
 from clipjax.errors import PictureError, UserError
 from clipjax.mesh import batch_sharding, batch_shards, replicated
 from clipjax.models import matmul_precision
+from clipjax.registry import nearest
 
 Picture = Image.Image | np.ndarray | bytes | str | Path
 
@@ -36,38 +47,138 @@ class Encoder:
     """Embeds lists of any length in batches of one shape, so that each tower compiles once.
 
     Args:
-      model: a dual encoder, or one of its towers alone.
+      module: the model: with both towers, one of them, or none.
       config: the run's config: `model` and `preprocess` are read.
       tokenizer: makes ids of texts; None for a model without texts.
       mesh: where the parameters live; batches are split over it.
-      batch_size: pictures or texts at a time, rounded up to what the mesh divides.
+      batch_size: rows at a time, rounded up to what the mesh divides.
 
     Attributes:
+      module: as given, a Flax module: `module.apply({"params": params}, batch)` gives its outputs.
+      config: as given.
+      tokenizer: as given: `tokenizer(texts)` gives int32 [n, L], `tokenizer.decode(ids)` a text.
+      mesh: as given.
+      preprocess: the section `config.preprocess` as a dict: how images are resized.
       batch_size: so rounded.
-      width: numbers of an embedding.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        module: nn.Module,
         config: Mapping[str, Any],
         tokenizer: Tokenizer | None,
         mesh: Mesh,
         batch_size: int = 256,
     ):
-        self._mesh, self._tokenizer = mesh, tokenizer
+        self.module, self.config, self.tokenizer, self.mesh = module, config, tokenizer, mesh
+        self.preprocess = dict(config["preprocess"])
         self.batch_size = self.whole(batch_size)
         self._image = dict(config["model"]["image"]) if "image" in config["model"] else None
-        self._preprocess = dict(config["preprocess"])
-        self._dtype = config["model"]["dtype"]
-        self.width = config["model"]["embed_dim"]
+        self._dtype = config["model"].get("dtype", "auto")
+        self._towers = [field for field in ("image", "text") if field in config["model"]]
+        self._programs: dict[tuple[str, ...] | None, Callable] = {}
+        self._rows_of: dict[tuple, set[str]] = {}
+        self._regions = RegionPrograms(self, module, config)
 
-        def encode(field: str) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
-            return self.program(lambda p, b: model.apply({"params": p}, b)[f"{field}_embedding"])
+    @property
+    def width(self) -> int:
+        """Dimensions of an embedding; UserError if `config.model` has no embed_dim."""
+        if "embed_dim" not in self.config["model"]:
+            raise UserError(
+                "config.model has no 'embed_dim', so its embeddings have no known width."
+            )
+        return self.config["model"]["embed_dim"]
 
-        towers = [field for field in ("image", "text") if field in config["model"]]
-        self._encode = {field: encode(field) for field in towers}
-        self._regions = RegionPrograms(self, model, config)
+    def outputs(
+        self, params: Any, batch: Mapping[str, Any], only: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """What the model gives for a batch of any number of rows: its outputs by name, as NumPy arrays on every host.
+
+        The rows are run `batch_size` at a time, split over the mesh and padded as everywhere, so a result does not
+        depend on how many there are. Outputs with a row a sample are joined; those of one shape for any number of rows
+        (scales, class centres, means) are of the last part of the batch.
+
+        Args:
+          params: parameters of the model.
+          batch: field -> array [n, ...] with n of at least 1, such as `batch` makes or a model's own fields need.
+          only: names of the outputs that are wanted; the others are not computed. None: all of them.
+
+        Raises:
+          UserError: fields with different numbers of rows, no rows, or an output in `only` that there is not.
+        """
+        arrays = {name: np.asarray(array) for name, array in batch.items()}
+        rows = {name: len(array) for name, array in arrays.items()}
+        if len(set(rows.values())) != 1 or not all(rows.values()):
+            raise UserError(
+                f"All fields of a batch must have one number of rows, at least 1, but they have {rows}."
+            )
+        key = None if only is None else tuple(only)
+        if key not in self._programs:
+            self._programs[key] = self.program(lambda p, b: self._outputs(p, b, key))
+        per_row = self._per_row(params, arrays, key)
+        found = self._parts(self._programs[key], params, arrays, self.batch_size)
+        return {
+            name: np.concatenate([part[name][:n] for part, n in found])
+            if name in per_row
+            else found[-1][0][name]
+            for name in found[0][0]
+        }
+
+    def _outputs(self, params: Any, batch: Mapping[str, Any], only: Sequence[str] | None) -> Any:
+        """The model's outputs, or those that are wanted."""
+        try:
+            outputs = self.module.apply({"params": params}, batch)
+        except KeyError as error:
+            if error.args[0] in batch:
+                raise
+            raise UserError(
+                f"The model {type(self.module).__name__} reads {error.args[0]!r}, so it gives nothing for the fields "
+                f"{', '.join(batch)} alone; a model must give image_embedding for image, and text_embedding for text."
+            ) from error
+        outputs = {name: x for name, x in outputs.items() if name != "updates"}
+        for name in only or ():
+            if name not in outputs:
+                raise UserError(
+                    f"The model has no output {name!r} for the fields {', '.join(batch)}"
+                    f"{nearest(name, list(outputs))}."
+                )
+        return outputs if only is None else {name: outputs[name] for name in only}
+
+    def _per_row(self, params: Any, batch: Mapping[str, Any], only: Any) -> set[str]:
+        """Names of the outputs whose shape depends on the number of rows."""
+        known = (only, *((name, x.shape[1:], str(x.dtype)) for name, x in batch.items()))
+        if known in self._rows_of:
+            return self._rows_of[known]
+
+        def shapes(rows: int) -> Any:
+            some = {
+                k: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for k, x in batch.items()
+            }
+            return jax.eval_shape(lambda p, b: self._outputs(p, b, only), params, some)
+
+        with jax.set_mesh(self.mesh):
+            one, two = shapes(self.batch_size), shapes(2 * self.batch_size)
+        self._rows_of[known] = {name for name, x in one.items() if x.shape != two[name].shape}
+        return self._rows_of[known]
+
+    def batch(
+        self, images: Sequence[Picture] | None = None, texts: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The fields `image` (uint8 [n,S,S,3], or patches for a NaFlex) and `text` (int32 [n,L]) for `outputs`.
+
+        Raises:
+          PictureError: an image cannot be read; its place in the list and the reason are named.
+          UserError: a text is empty, or the model has no such tower.
+        """
+        found: dict[str, np.ndarray] = {}
+        if images is not None:
+            self._check("image")
+            with ThreadPoolExecutor() as pool:
+                found |= self.image_batch(list(pool.map(self.pixels, images, range(len(images)))))
+        if texts is not None:
+            self._check("text")
+            found["text"] = self.ids(texts)
+        return found
 
     def images(self, params: Any, images: Sequence[Picture]) -> np.ndarray:
         """Pictures (encoded bytes, paths, PIL images or uint8 arrays) -> float32 [n, D], L2-normalised.
@@ -106,8 +217,8 @@ class Encoder:
         return (self._image["size"] // self._image["patch"]) ** 2
 
     def _check(self, field: str) -> None:
-        if field not in self._encode:
-            what = {"image": "pictures", "text": "texts"}[field]
+        if field not in self._towers:
+            what = {"image": "images", "text": "texts"}[field]
             raise UserError(f"This model has no {field} tower, so it cannot embed {what}.")
 
     def texts(self, params: Any, texts: Sequence[str]) -> np.ndarray:
@@ -194,18 +305,20 @@ class Encoder:
     def fit(self, picture: Image.Image) -> np.ndarray | Patches:
         """What the model sees of a picture."""
         if self._naflex:
-            interpolation = self._preprocess["interpolation"]
+            interpolation = self.preprocess["interpolation"]
             return Patches(
                 *naflex.patches(picture, self._image["patch"], self._max_patches, interpolation)
             )
-        return fit(picture, self._image["size"], **self._preprocess)
+        return fit(picture, self._image["size"], **self.preprocess)
 
     def ids(self, texts: Sequence[str], where: str = "") -> np.ndarray:
         """Token ids int32 [n, L] of texts; UserError names the first empty one, and `where` it is."""
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"Text {i}{where} is empty; there is nothing to embed.")
-        return self._tokenizer(texts)
+        if self.tokenizer is None:
+            raise UserError("This model came without a tokenizer, so there are no ids of texts.")
+        return self.tokenizer(texts)
 
     def run(self, field: str, params: Any, array: np.ndarray | Patches) -> np.ndarray:
         """Embeds rows of `image` (uint8, or normalised float32) or `text` ids; the last batch is padded."""
@@ -215,23 +328,27 @@ class Encoder:
             batch = {"image": array.patches, "image_shape": array.shape}
         if not len(batch[field]):
             return np.zeros((0, self.width), np.float32)
-        return self.apply(self._encode[field], params, batch, self.batch_size)
+        name = f"{field}_embedding"
+        if (name,) not in self._programs:
+            self._programs[name,] = self.program(lambda p, b: self._outputs(p, b, (name,)))
+        parts = self._parts(self._programs[name,], params, batch, self.batch_size)
+        return np.concatenate([part[name][:n] for part, n in parts])
 
     def whole(self, size: int) -> int:
         """The next batch size, at least 1, that the mesh divides."""
-        parts = batch_shards(self._mesh)
+        parts = batch_shards(self.mesh)
         return max(math.ceil(size / parts), 1) * parts
 
     def program(
-        self, function: Callable[[Any, Mapping[str, jax.Array]], jax.Array]
-    ) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+        self, function: Callable[[Any, Mapping[str, jax.Array]], Any]
+    ) -> Callable[[Any, Mapping[str, jax.Array]], Any]:
         """`function(params, batch)`, compiled, in the model's precision, with its result on every device."""
 
-        def apply(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        def apply(params: Any, batch: Mapping[str, jax.Array]) -> Any:
             with matmul_precision(self._dtype):
                 return function(params, batch)
 
-        return jax.jit(apply, out_shardings=replicated(self._mesh))
+        return jax.jit(apply, out_shardings=replicated(self.mesh))
 
     def apply(
         self,
@@ -241,18 +358,30 @@ class Encoder:
         size: int,
     ) -> np.ndarray:
         """Runs a program over the rows (at least one) of a batch, `size` of them at a time; the last part is padded."""
+        parts = self._parts(program, params, batch, size)
+        return np.concatenate([part[:n] for part, n in parts])
+
+    def _parts(
+        self, program: Callable, params: Any, batch: Mapping[str, np.ndarray], size: int
+    ) -> list[tuple[Any, int]]:
+        """What a program gives for each part of a batch, in NumPy, and how many of its rows are no padding.
+
+        A part is fetched while the next one runs, so that devices hold no more than two.
+        """
         total, parts = len(next(iter(batch.values()))), []
-        with jax.set_mesh(self._mesh):
+        running: Any = None
+        with jax.set_mesh(self.mesh):
             for start in range(0, total, size):
                 count = min(size, total - start)
                 rows = {k: self._rows(x[start : start + count], size) for k, x in batch.items()}
-                parts.append((program(params, rows), count))
-        return np.concatenate([np.asarray(part)[:n] for part, n in parts])
+                started = program(params, rows)
+                if running is not None:
+                    parts.append((jax.tree.map(np.asarray, running[0]), running[1]))
+                running = started, count
+        return [*parts, (jax.tree.map(np.asarray, running[0]), running[1])]
 
     def _rows(self, rows: np.ndarray, size: int) -> jax.Array:
         """A padded batch on the mesh; of several processes, each has all rows and puts those of its own devices."""
         padding = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
         rows = np.pad(rows, padding, mode="edge")
-        return jax.make_array_from_callback(
-            rows.shape, batch_sharding(self._mesh), rows.__getitem__
-        )
+        return jax.make_array_from_callback(rows.shape, batch_sharding(self.mesh), rows.__getitem__)

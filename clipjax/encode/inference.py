@@ -20,6 +20,7 @@ from clipjax.convert.tokenizer_option import section
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.encode.encoder import Encoder, Picture
 from clipjax.errors import UserError
+from clipjax.imports import make_importable
 from clipjax.mesh import make_mesh, parameter_shardings
 from clipjax.models import boxed_params, example_batch, make_model
 
@@ -136,6 +137,7 @@ def load(
     tokenizer: str | Mapping[str, Any] | None = None,
     size: int | None = None,
     length: int | None = None,
+    root: str | Path | None = None,
 ) -> Model:
     """Loads a model for inference, from a run of clipjax or any format of docs/checkpoints.md.
 
@@ -149,11 +151,15 @@ def load(
       format: its format, where its content does not tell.
       model: its architecture, for files that do not say it: `ViT-B-32-quickgelu`.
       tokenizer: a tokenizer.json, a SentencePiece model or a config section, for checkpoints that come without.
-      size, length: of pictures and texts, where they are to be others than the checkpoint's; positions are resampled.
+      size, length: of images and texts, where they are to be others than the checkpoint's; positions are resampled.
+      root: folder from which the model's import paths (`experiments.mine.models:Mine`) are meant. A run records it, so
+        it is wanted only where the folder has moved.
 
     Raises:
       UserError: there is no checkpoint, it is of no known format, or not all of it is understood.
     """
+    if root is not None:
+        make_importable(Path(root).absolute())
     source = resized(open_source(path, format, Options(model, section(tokenizer))), size, length)
     config = source.config
     config.model.attention = "auto"  # which program computes it is this machine's matter

@@ -56,7 +56,7 @@ def naming_records(name: str, records: Sequence[int]) -> Iterator[None]:
 
 def pictures_of(record: dict[str, Any]) -> list[Any]:
     """All pictures of a record: one, or every candidate of a list (training draws one of them)."""
-    image = record["image"]
+    image = record.get("image")
     return list(image) if isinstance(image, (list, tuple)) else [image]
 
 

@@ -12,7 +12,7 @@ import jax
 
 from clipjax.errors import UserError
 
-PARTS = ("input_wait", "compile", "evaluate", "save")
+PARTS = ("input_wait", "compile", "refresh", "evaluate", "save")
 
 
 class Clock:

@@ -1,11 +1,46 @@
-"""Models, built from the `model` section of a config."""
+"""Models, built from the `model` section of a config.
+
+A model is a Flax module whose `__call__(batch, *, train=False)` returns a dict of outputs. The library's kinds are in
+`MODELS`; an experiment names its own by import path, most simply a subclass:
+
+>>> class Distilled(DualEncoder, kw_only=True):  # experiments/mine/model.py
+...     teacher: nn.Module  # a part: a section with a kind, of any depth
+...     temperature: float = 1.0  # a setting
+...     needs = ("image", "text", "labels")  # batch fields it cannot do without
+...
+...     def __call__(self, batch, *, train=False):
+...         outputs = super().__call__(batch, train=train)
+...         taught = self.teacher(batch)["image_embedding"]
+...         return outputs | {"teacher_image_embedding": jax.lax.stop_gradient(taught)}
+>>> config.model = model_section(
+...     kind="experiments.mine.model:Distilled",
+...     teacher=model_section(image_section(width=768), kind="image_encoder", dtype="bfloat16"),
+... )
+>>> config.init = {"teacher": {"path": "runs/big", "part": ""}}  # see clipjax/convert/pretrained.py
+>>> config.optim.freeze = ((r"teacher/.*", True), (".*", False))
+
+**Parts.** A field that is given as a section with a `kind` is a part: it is built by that kind, and its parameters are
+under the field's name (`teacher/image/...`). A part may be a whole model, whose towers are parts of it. The kinds of
+`image`, `text` and `regions` are those of `PARTS`; any other part may be of any of the library's kinds, or an import
+path. Every part may have its own `dtype` and `param_dtype` (None: those of what it is a part of) and `remat`. The
+`attention` and `quantize` of the whole model go to every part below; a part that has parts may say otherwise for them.
+
+**Rules for a module.** A setting that is a list becomes a tuple, a dict a `FrozenDict`, so that modules can be hashed.
+All parameters are made by `__call__` with `train=False`, or by `whole_batch`. What is random while training comes from
+`batch["sample_seed"]` (uint32 [B]) alone. Each sample's outputs depend on that sample alone; what mixes samples (batch
+norm) belongs in an optional `whole_batch(self, outputs, batch, *, train) -> outputs`, which the train step calls with
+what `__call__` made of the whole batch, also where that was in micro-batches. New values of parameters that have no
+gradient go into the mutable collection "updates", see `batch_norm.BatchNorm`.
+"""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+import typing
+from collections.abc import Mapping
 from typing import Any
 
+import flax.core
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -31,7 +66,7 @@ REGION_HEADS = {
     "roi_align": "clipjax.models.regions.roi_align:RoiAlign",
 }
 TOWERS = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}
-# Sections of `config.model` with a kind and settings of their own: part -> (its kinds, what it is called).
+# Parts with kinds of their own: part -> (its kinds, what it is called).
 PARTS = {
     "image": (IMAGE_TOWERS, "image tower"),
     "text": (TEXT_TOWERS, "text tower"),
@@ -43,36 +78,80 @@ MODELS = {
     "image_encoder": "clipjax.models.single:ImageEncoder",
     "text_encoder": "clipjax.models.single:TextEncoder",
 }
+# What parts of other names may be.
+ANY_PART = IMAGE_TOWERS | TEXT_TOWERS | REGION_HEADS | MODELS
 
-# Set once for the whole model in its own section, and handed to both towers.
-_DTYPES = ("dtype", "param_dtype")
-# The same for towers that have them: setting of the model -> (name in a tower, default). A text tower's own `attention`
-# says what a token may see.
-_HOW = {"attention": ("attention_impl", "auto"), "quantize": ("quantize", None)}
 _FLOATS = ("float32", "bfloat16", "float16")
+# What the section of a model has besides its module's fields: how it is computed, for all of its parts.
+_HOW = {"dtype": "auto", "param_dtype": "float32", "attention": "auto", "quantize": None}
+# Where these have another name in a module. A text tower's own `attention` says what a token may see.
+_IN_MODULE = {"attention": "attention_impl"}
+
+
+def part_fields(module: type[nn.Module]) -> dict[str, bool]:
+    """The fields of a module class that are modules: name -> whether it must be given."""
+    try:
+        hints = typing.get_type_hints(module)
+    except NameError:  # an annotation that is only imported for type checkers
+        hints = {f.name: f.type for f in dataclasses.fields(module)}
+    return {
+        f.name: _is_required(f)
+        for f in dataclasses.fields(module)
+        if f.name not in ("parent", "name") and _is_module(hints[f.name])
+    }
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _is_module(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return "Module" in annotation
+    kinds = typing.get_args(annotation) or (annotation,)
+    return any(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds)
 
 
 def section(kind: str, table: Mapping[str, str], what: str, **settings: Any) -> ConfigDict:
     """A config section for a module: `kind`, and all its settings with their defaults.
 
+    A part (a field annotated as `nn.Module`) is given as a section. Of `image`, `text` and `regions` one that is needed
+    and not given has its defaults; any other may be left out if the module has a default for it.
+
     Raises:
-      UserError: no such kind, or a setting that it does not have (with the nearest one).
+      UserError: no such kind, a setting that it does not have (with the nearest one), or a missing part.
     """
-    module = registry.lookup(kind, table, what)
-    shared = () if table is MODELS else (*_DTYPES, *(name for name, _ in _HOW.values()))
-    fields = {
-        f.name: None if f.default is dataclasses.MISSING else f.default
-        for f in dataclasses.fields(module)
-        if f.name not in ("parent", "name", *PARTS, *shared)
-    }
+    module = _module_class(kind, table, what)
+    parts = part_fields(module)
+    own = {f.name: _default(f) for f in dataclasses.fields(module)}
+    hidden = ("parent", "name", *parts, *(_IN_MODULE.get(name, name) for name in _HOW))
+    fields = {name: default for name, default in own.items() if name not in hidden}
     if table is MODELS:
-        fields |= {k: default for k, (_, default) in _HOW.items()}
-    for name in settings:
-        if name not in fields:
+        fields |= _HOW
+    else:
+        fields |= {name: None for name in ("dtype", "param_dtype") if name in own}
+    for name, value in settings.items():
+        if name in PARTS and name not in parts and value is not None:
+            raise _no_place(what, kind, name)
+        if name not in fields and name not in parts:
+            known = [*fields, *parts]
             raise UserError(
-                f"The {what} {kind!r} has no setting {name!r}{registry.nearest(name, fields)}."
+                f"The {what} {kind!r} has no setting {name!r}{registry.nearest(name, known)}."
             )
-    return ConfigDict({"kind": kind, **fields, **settings}, type_safe=False)
+    given = {name: value for name, value in settings.items() if value is not None or name in fields}
+    for name, needed in parts.items():
+        if needed and name not in given:
+            if name not in PARTS:
+                raise UserError(f"The {what} {kind!r} needs a part {name!r}; give its section.")
+            kinds, called = PARTS[name]
+            given[name] = section(next(iter(kinds)), kinds, called)
+    return ConfigDict({"kind": kind, **fields, **given}, type_safe=False)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def image_section(kind: str = "vit", **settings: Any) -> ConfigDict:
@@ -100,113 +179,192 @@ def model_section(
     """Section `config.model`, with the parts that the kind of model has: given, or with their defaults.
 
     `dtype` "auto" is bfloat16 on accelerators and float32 on CPU; `attention` is one of `attention.IMPLEMENTATIONS`,
-    `quantize` None or a kind of `quantize.KINDS`; all three are for both towers. See docs/precision.md.
+    `quantize` None or a kind of `quantize.KINDS`; with `param_dtype` they are for all parts. See docs/precision.md.
+
+    Args:
+      image: section of the image tower.
+      text: section of the text tower.
+      kind: a key of `MODELS` or an import path.
+      regions: section of the region head.
+      **settings: fields of the module, other parts among them, as sections.
 
     Raises:
-      UserError: no such kind or setting, or a part that this kind of model has no place for.
+      UserError: no such kind or setting, or a part that this kind of model has no place for, or needs.
     """
-    result = section(kind, MODELS, "model", **({"dtype": "auto"} | settings))
     given = {"image": image, "text": text, "regions": regions}
-    parts = _parts(kind)
-    _check_parts(kind, [part for part, value in given.items() if value is not None], parts)
-    for part in parts:
-        table, what = PARTS[part]
-        default = section(next(iter(table)), table, what)
-        result[part] = default if given[part] is None else given[part]
-    return result
+    given = {name: part for name, part in given.items() if part is not None}
+    return section(kind, MODELS, "model", **given, **settings)
 
 
-def _parts(kind: str) -> list[str]:
-    """Which parts a kind of model has."""
-    fields = [f.name for f in dataclasses.fields(registry.lookup(kind, MODELS, "model"))]
-    return [part for part in PARTS if part in fields]
+def _module_class(kind: str, table: Mapping[str, str], what: str) -> type[nn.Module]:
+    module = registry.lookup(kind, table, what)
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise UserError(f"The {what} {kind!r} is not a class that derives from flax.linen.Module.")
+    return module
 
 
-def _check_parts(kind: str, given: Iterable[str], parts: Iterable[str]) -> None:
-    for part in given:
-        if part not in parts:
-            raise UserError(
-                f"The model {kind!r} has no {PARTS[part][1]}; leave config.model.{part} out."
-            )
+def _no_place(what: str, kind: str, part: str, where: str = "model") -> UserError:
+    return UserError(
+        f"The {what} {kind!r} has no {PARTS[part][1]}; leave config.{where}.{part} out."
+    )
 
 
-def compute_dtype(name: str) -> str:
-    """What "auto" means on the target platform."""
+def compute_dtype(name: str, what: str = "model.dtype") -> str:
+    """What "auto" means on the target platform; `what` is the setting, for the error."""
     if name == "auto":
         return "float32" if target_platform() == "cpu" else "bfloat16"
     if name not in _FLOATS:
-        raise UserError(f"model.dtype must be auto, {', '.join(_FLOATS)}, not {name!r}.")
+        raise UserError(f"{what} must be auto, {', '.join(_FLOATS)}, not {name!r}.")
     return name
 
 
-def matmul_precision(dtype: str) -> contextlib.AbstractContextManager[None]:
-    """Within it, programs are traced with full-precision products if the compute `dtype` is float32.
+def matmul_precision(model: str | Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Within it, programs are traced with full-precision products if anything is computed in float32.
 
     By default accelerators round float32 operands (TF32 on GPU, bfloat16 on TPU). Products of bfloat16 operands are
-    exact, and summed in float32, so with them nothing is set.
+    exact, and summed in float32, so with them nothing is set, and nothing lost if it is.
+
+    Args:
+      model: a `model` section, all of whose parts count, or a compute dtype.
     """
-    if compute_dtype(dtype) == "float32":
+    dtypes = [model]
+    if not isinstance(model, str):
+        dtypes = [model["dtype"], *(part.get("dtype") for _, part in model_parts(model))]
+    if any(compute_dtype(dtype) == "float32" for dtype in dtypes if dtype is not None):
         return jax.default_matmul_precision("float32")
     return contextlib.nullcontext()
 
 
 def make_model(config: Mapping[str, Any]) -> nn.Module:
-    """The module of a `model` section.
+    """The module of a `model` section, with all its parts.
 
     Raises:
-      UserError: an unknown kind or setting, or a tower that cannot do what the model's settings ask for.
+      UserError: an unknown kind or setting, a part that is missing or no section, or one that cannot do what the
+        model's settings ask for.
     """
-    # Checkpoints of before these settings have none.
-    how = {k: config.get(k, default) for k, (_, default) in _HOW.items()}
+    return _make(config, "model", MODELS, "model", _HOW)
+
+
+def _make(
+    config: Mapping[str, Any],
+    path: str,
+    table: Mapping[str, str],
+    what: str,
+    how: Mapping[str, Any],
+) -> nn.Module:
+    """The module of the section at `path` of the config, within a model that is computed as `how` says."""
+    options = dict(config)
+    if "kind" not in options:
+        raise UserError(f"config.{path} must be a section with a 'kind'.")
+    kind = options.pop("kind")
+    module = _module_class(kind, table, what)
+    fields = {f.name: f for f in dataclasses.fields(module)}
+    parts, name = part_fields(module), path.rpartition(".")[2]
+
+    # Of a part without parts, `attention` is a field of its own or none, and `quantize` is the model's.
+    mine = tuple(_HOW) if path == "model" or parts else ("dtype", "param_dtype")
+    said = {k: options.pop(k) for k in mine if k in options}
+    how = dict(how) | {k: v for k, v in said.items() if v is not None or k == "quantize"}
+    _check_how(how, path)
+    how["dtype"] = compute_dtype(how["dtype"], f"{path}.dtype")
+    if how["quantize"] is not None and name in TOWERS and "quantize" not in fields:
+        raise UserError(f"The {what} {kind!r} cannot be quantised; set model.quantize to None.")
+    given = {_IN_MODULE.get(k, k): v for k, v in how.items()}
+    given = {k: v for k, v in given.items() if k in fields}
+
+    for key, value in list(options.items()):
+        where = f"{path}.{key}"
+        if key in PARTS and key not in fields:
+            raise _no_place(what, kind, key, path)
+        if _is_section(value) and "kind" in value:
+            if key not in fields:
+                raise UserError(
+                    f"The {what} {kind!r} has no part {key!r}{registry.nearest(key, list(parts))}."
+                )
+            given[key] = _make(options.pop(key), where, *PARTS.get(key, (ANY_PART, "part")), how)
+        elif key in parts and value is not None and not isinstance(value, nn.Module):
+            raise UserError(f"config.{where} must be a section with a 'kind', not {value!r}.")
+        elif value is None and key in fields and _is_required(fields[key]):
+            options.pop(key)  # what a section has where there is no default
+        else:
+            options[key] = _hashable(value)
+    for part, needed in parts.items():
+        if needed and part not in given and part not in options:
+            raise UserError(f"The {what} {kind!r} needs a section config.{path}.{part}.")
+    return registry.call(module, options, f"The {what} {kind!r}", **given)
+
+
+def _check_how(how: Mapping[str, Any], path: str) -> None:
     if how["attention"] not in IMPLEMENTATIONS:
         raise UserError(
-            f"model.attention cannot be {how['attention']!r}"
+            f"{path}.attention cannot be {how['attention']!r}"
             f"{registry.nearest(how['attention'], IMPLEMENTATIONS)}."
         )
     quantize.check(how["quantize"])
-    kind = config["kind"]
-    parts = _parts(kind)
-    _check_parts(kind, [part for part in PARTS if part in config], parts)
-    apart = (*PARTS, "kind", *_HOW)
-    settings = {k: v for k, v in dict(config).items() if k not in apart}
-    settings["dtype"] = compute_dtype(settings["dtype"])
-    if settings["param_dtype"] not in _FLOATS:
+    if how["param_dtype"] not in _FLOATS:
         raise UserError(
-            f"model.param_dtype must be {', '.join(_FLOATS)}, not {settings['param_dtype']!r}."
+            f"{path}.param_dtype must be {', '.join(_FLOATS)}, not {how['param_dtype']!r}."
         )
-    dtypes = {k: settings[k] for k in _DTYPES}
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
-    def make(part: str) -> nn.Module:
-        if part not in config:
-            raise UserError(f"The model {config['kind']!r} needs a section config.model.{part}.")
-        options = dict(config[part])
-        kind = options.pop("kind")
-        table, what = PARTS[part]
-        module = registry.lookup(kind, table, what)
-        fields = {f.name for f in dataclasses.fields(module)}
-        if how["quantize"] is not None and part in TOWERS and "quantize" not in fields:
-            raise UserError(f"The {what} {kind!r} cannot be quantised; set model.quantize to None.")
-        given = dtypes | {n: how[k] for k, (n, _) in _HOW.items() if n in fields}
-        return registry.call(module, options, f"The {what} {kind!r}", **given)
 
-    made = {part: make(part) for part in parts}
-    return registry.call(
-        registry.lookup(kind, MODELS, "model"), settings, f"The model {kind!r}", **made
-    )
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping | ConfigDict)
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    if _is_section(value):
+        return flax.core.FrozenDict({k: _hashable(v) for k, v in value.items()})
+    return value
+
+
+def needs(module: nn.Module) -> tuple[str, ...]:
+    """The batch fields that a model cannot train without: its attribute `needs`, () if it has none.
+
+    >>> class Prompted(DualEncoder):
+    ...     needs = ("image", "text", "labels")
+
+    `sample_seed` is in every batch and need not be named.
+
+    Raises:
+      UserError: the attribute is not a tuple of names.
+    """
+    names = getattr(module, "needs", ())
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        kind = type(module)
+        raise UserError(
+            f"The attribute `needs` of {kind.__module__}:{kind.__qualname__} must be a tuple of names of batch fields, "
+            f"not {names!r}."
+        )
+    return names
 
 
 def example_batch(config: Mapping[str, Any], size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a batch that `make_model(config)` takes."""
+    """Shapes and dtypes of a batch that the towers of a `model` section take.
+
+    What a run's batch has is `clipjax.batch.example_batch`; this is for a model alone, without a pipeline.
+    """
     batch = {}
-    if "image" in config:
+    if "image" in config and "size" in config["image"]:
         side = config["image"]["size"]
         batch["image"] = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
-    if "text" in config:
+    if "text" in config and "length" in config["text"]:
         batch["text"] = jax.ShapeDtypeStruct((size, config["text"]["length"]), jnp.int32)
-    if "regions" in config:
-        batch |= example_regions(size, 1, config["text"]["length"])
+        if "regions" in config:
+            batch |= example_regions(size, 1, config["text"]["length"])
     return batch | {"sample_seed": jax.ShapeDtypeStruct((size,), jnp.uint32)}
+
+
+def initialise(module: nn.Module, key: jax.Array, batch: Mapping[str, Any]) -> Any:
+    """Fresh parameters of a model, of `__call__` and `whole_batch`, in boxes with the names of their axes."""
+    if not hasattr(module, "whole_batch"):
+        return module.init(key, batch).get("params", {})
+
+    def everything(module: nn.Module, batch: Mapping[str, Any]) -> Any:
+        return module.whole_batch(module(batch), batch, train=False)
+
+    return module.init(key, batch, method=everything).get("params", {})
 
 
 def boxed_params(module: nn.Module, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
@@ -223,15 +381,25 @@ def boxed_params(module: nn.Module, batch: Mapping[str, jax.ShapeDtypeStruct]) -
 
 
 def _trace(module: nn.Module, batch: tuple[tuple[str, jax.ShapeDtypeStruct], ...]) -> Any:
-    return jax.eval_shape(module.init, jax.random.key(0), dict(batch))["params"]
+    fresh = functools.partial(initialise, module)
+    return jax.eval_shape(fresh, jax.random.key(0), dict(batch))
 
 
 _traced = functools.lru_cache(maxsize=16)(_trace)
 
 
-def model_parts(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The sections of a model's parts, with their names."""
-    return [(part, config[part]) for part in PARTS if part in config]
+def model_parts(config: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """The sections of all parts of a `model` section, with dotted names: `image`, `teacher`, `teacher.image`, ...
+
+    A part comes before its own parts, and `image`, `text` and `regions` before others.
+    """
+    names = [*(p for p in PARTS if p in config), *(name for name in config if name not in PARTS)]
+    found = []
+    for name in names:
+        part = config[name]
+        if _is_section(part) and "kind" in part:
+            found += [(path + name, part), *model_parts(part, f"{path}{name}.")]
+    return found
 
 
 def example_regions(size: int, count: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:

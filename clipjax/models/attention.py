@@ -1,16 +1,19 @@
 """Multi-head attention: one function for every implementation, and self-attention for the blocks."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend import backend
 
 from clipjax.errors import UserError
-from clipjax.models.layers import Dense, LayerNorm, matmul, parameter
+from clipjax.models.layers import Dense, LayerNorm, low_rank, matmul, parameter
 from clipjax.models.options import BlockOptions
 from clipjax.models.rope import rotate
 from clipjax.platform import target_platform
 
+QKV = ("query", "key", "value")
 IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn", "splash")
 
 # Keys from which "auto" takes Splash on a TPU. With fewer, XLA's plain attention moves little and Splash's padding to
@@ -166,6 +169,24 @@ def _forward(query, key, value, mask):
     return y, (query, key, value, mask, weights)
 
 
+def weighted_average(
+    query_BxNxHxd: jax.Array,
+    key_BxMxHxd: jax.Array,
+    value_BxMxHxd: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    causal: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """`dot_product_attention`, and the weights it averages by, through which gradients flow as well.
+
+    Returns:
+      ([B, N, H, d], weights [B, H, N, M]), both in the dtype of the values; a row of weights sums to 1.
+    """
+    heads_first = (x.swapaxes(1, 2) for x in (query_BxNxHxd, key_BxMxHxd, value_BxMxHxd))
+    y, (*_, weights) = _forward(*heads_first, _with_causal(mask, causal, query_BxNxHxd.shape[1]))
+    return y.swapaxes(1, 2), weights
+
+
 def _backward(residuals, dy):
     query, key, value, mask, weights = residuals
     dvalue = jnp.einsum("bhnm,bhnd->bhmd", weights, dy)
@@ -186,6 +207,8 @@ _attend.defvjp(_forward, _backward)
 class SelfAttention(nn.Module):
     """Self-attention with one fused query-key-value kernel of shape [W, 3, H, d].
 
+    An adapter of queries, keys or values has its factors beside it, see `_adapted`.
+
     Attributes:
       options: of the block; all but the MLP's count.
       out_std: standard deviation of the output kernel's initialisation; None: W ** -0.5.
@@ -200,8 +223,20 @@ class SelfAttention(nn.Module):
         x_BxNxW: jax.Array,
         mask: jax.Array | None = None,
         rotation: jax.Array | None = None,
-    ) -> jax.Array:
-        """[B, N, W] -> [B, N, W]; `mask` as in `dot_product_attention`, `rotation` a table for `rope.rotate`."""
+        kept: Sequence[str] = (),
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+        """[B, N, W] -> [B, N, W].
+
+        Args:
+          x_BxNxW: tokens.
+          mask: as in `dot_product_attention`.
+          rotation: a table for `rope.rotate`.
+          kept: what else to return, of "query", "key", "value" (each [B, N, H, d], as attention takes them) and
+            "attention" (its weights [B, H, N, N]); with any of them attention is computed by "einsum".
+
+        Returns:
+          [B, N, W]; with `kept`, a pair of that and a dict of what was asked for, in the compute dtype.
+        """
         o = self.options
         *_, width = x_BxNxW.shape
         size = head_size(width, o.heads)
@@ -233,21 +268,50 @@ class SelfAttention(nn.Module):
             qkv = qkv + bias.astype(o.dtype).swapaxes(0, 1).reshape(3 * width)
         qkv_BxNxHx3xd = qkv.reshape(*x_BxNxW.shape[:-1], o.heads, 3, size)
         query, key, value = (qkv_BxNxHx3xd[..., i, :] for i in range(3))
+        if any(map(o.lora, QKV)):
+            query, key, value = self._adapted(x_BxNxW, query, key, value)
         if o.qk_norm:
             query = LayerNorm(o.eps, name="query_norm", **o.dtypes)(query)
             key = LayerNorm(o.eps, name="key_norm", **o.dtypes)(key)
         if rotation is not None:
             query, key = (rotate(x, rotation, o.rotation) for x in (query, key))
-        y = dot_product_attention(
-            query, key, value, mask, causal=o.causal, implementation=o.attention_impl
-        ).reshape(x_BxNxW.shape)
+        found = {"query": query, "key": key, "value": value}
+        if kept:
+            y, found["attention"] = weighted_average(query, key, value, mask, causal=o.causal)
+        else:
+            y = dot_product_attention(
+                query, key, value, mask, causal=o.causal, implementation=o.attention_impl
+            )
+        y = y.reshape(x_BxNxW.shape)
         if o.attention_norm:
             y = LayerNorm(o.eps, name="norm", **o.dtypes)(y)
-        return Dense(
+        y = Dense(
             width,
             ("heads", "embed"),
             self.out_std or width**-0.5,
             quantize=o.quantize,
+            lora=o.lora("out"),
             name="out",
             **o.dtypes,
         )(y)
+        return (y, {name: found[name] for name in kept}) if kept else y
+
+    def _adapted(self, x_BxNxW: jax.Array, *qkv_BxNxHxd: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values with what their adapters add.
+
+        Of the t products among them that have one: `lora_a` [W, t, r] and `lora_b` [t, r, H, d].
+        """
+        o, qkv = self.options, list(qkv_BxNxHxd)
+        *_, heads, size = qkv[0].shape
+        width, chosen = x_BxNxW.shape[-1], [i for i, name in enumerate(QKV) if o.lora(name)]
+        lora = o.lora(QKV[chosen[0]])
+        shape_a, shape_b = (width, len(chosen), lora.rank), (len(chosen), lora.rank, heads, size)
+        a = low_rank(self, "lora_a", shape_a, ("embed", None, None), o.param_dtype)
+        b = low_rank(self, "lora_b", shape_b, (None, None, "heads", None), o.param_dtype)
+        a, b = a.astype(o.dtype), b.astype(o.dtype)
+        small = matmul(x_BxNxW.astype(o.dtype), a.reshape(width, -1))
+        small = small.reshape(*x_BxNxW.shape[:-1], len(chosen), lora.rank)
+        for t, i in enumerate(chosen):
+            more = matmul(small[..., t, :], b[t].reshape(lora.rank, -1))
+            qkv[i] = qkv[i] + lora.scale * more.reshape(qkv[i].shape)
+        return qkv

@@ -8,6 +8,7 @@ from clipjax.errors import UserError
 from clipjax.models.attention import dot_product_attention, head_size
 from clipjax.models.layers import Dense, LayerNorm, activation, parameter
 from clipjax.models.lookup import lookup
+from clipjax.models.options import lora
 from clipjax.registry import nearest
 
 INIT_STD = 0.02
@@ -20,6 +21,9 @@ class SelfAttention(nn.Module):
     heads: int
     attention_impl: str = "einsum"
     quantize: str | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("query", "value")
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -31,7 +35,8 @@ class SelfAttention(nn.Module):
         how = dict(quantize=self.quantize, dtype=self.dtype, param_dtype=self.param_dtype)
 
         def project(name: str) -> jax.Array:
-            y = Dense(width, ("embed", "heads"), INIT_STD, name=name, **how)(x_BxLxW)
+            axes, adapter = ("embed", "heads"), lora(self, name)
+            y = Dense(width, axes, INIT_STD, lora=adapter, name=name, **how)(x_BxLxW)
             return y.reshape(batch, length, self.heads, width // self.heads)
 
         y_BxLxHxK = dot_product_attention(
@@ -42,7 +47,8 @@ class SelfAttention(nn.Module):
             implementation=self.attention_impl,
         )
         y_BxLxW = y_BxLxHxK.reshape(batch, length, width)
-        return Dense(width, ("heads", "embed"), INIT_STD, name="out", **how)(y_BxLxW)
+        out = Dense(width, ("heads", "embed"), INIT_STD, lora=lora(self, "out"), name="out", **how)
+        return out(y_BxLxW)
 
 
 class Layer(nn.Module):
@@ -54,6 +60,9 @@ class Layer(nn.Module):
     activation: str = "gelu"
     attention_impl: str = "einsum"
     quantize: str | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("query", "value")
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -62,13 +71,21 @@ class Layer(nn.Module):
         """Maps [B, L, W] to [B, L, W]."""
         width = x_BxLxW.shape[-1]
         how = dict(quantize=self.quantize, dtype=self.dtype, param_dtype=self.param_dtype)
-        y = SelfAttention(self.heads, attention_impl=self.attention_impl, name="attention", **how)(
-            x_BxLxW, mask_BxL
+        attention = SelfAttention(
+            self.heads,
+            self.attention_impl,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            lora_targets=self.lora_targets,
+            name="attention",
+            **how,
         )
-        x = self._norm("attention_norm")(x_BxLxW + y)
-        y = Dense(self.mlp_dim, ("embed", "mlp"), INIT_STD, name="mlp_in", **how)(x)
+        x = self._norm("attention_norm")(x_BxLxW + attention(x_BxLxW, mask_BxL))
+        adapter = lora(self, "fc_in")
+        y = Dense(self.mlp_dim, ("embed", "mlp"), INIT_STD, lora=adapter, name="mlp_in", **how)(x)
         y = activation(self.activation)(y)
-        y = Dense(width, ("mlp", "embed"), INIT_STD, name="mlp_out", **how)(y)
+        adapter = lora(self, "fc_out")
+        y = Dense(width, ("mlp", "embed"), INIT_STD, lora=adapter, name="mlp_out", **how)(y)
         return self._norm("mlp_norm")(x + y)
 
     def _norm(self, name: str) -> LayerNorm:
@@ -91,6 +108,8 @@ class Bert(nn.Module):
         pool: "mean" over the tokens that are not padding, "class" (the first token), or "pooler", a
             dense layer and tanh over the first token (BERT's own, for its next-sentence task).
         attention_impl, quantize: see clipjax/models/attention.py and quantize.py.
+        lora_rank, lora_alpha, lora_targets: see `BlockOptions`; "fc_in" and "fc_out" are here the
+            parameters `mlp_in` and `mlp_out`, and there is no "fc_gate".
         dtype: of the matrix products; norms, softmax and outputs are float32.
     """
 
@@ -109,13 +128,26 @@ class Bert(nn.Module):
     pool: str = "mean"
     attention_impl: str = "einsum"
     quantize: str | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("query", "value")
     dtype: str = "float32"
     param_dtype: str = "float32"
+
+    def setup(self) -> None:
+        init, shape = nn.initializers.normal(INIT_STD), (self.vocab_size, self.width)
+        self.token_embedding = parameter(
+            self, "token_embedding", init, shape, ("vocab", "embed"), self.param_dtype
+        )
 
     @property
     def sees_padding(self) -> bool:
         """Padding is masked."""
         return False
+
+    def embed(self, text_BxL: jax.Array) -> jax.Array:
+        """Token ids -> their embeddings [B, L, W] in the parameters' dtype, without positions."""
+        return lookup(self.token_embedding, text_BxL)
 
     @nn.compact
     def __call__(
@@ -124,13 +156,16 @@ class Bert(nn.Module):
         *,
         mask: jax.Array | None = None,
         sample_seed: jax.Array | None = None,
+        embeddings: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Embeds token ids.
 
         Args:
-            text_BxL: int32; L at most `max_positions - position_offset`.
+            text_BxL: int32; L at most `max_positions - position_offset`. With `embeddings` they
+                only say which tokens are padding.
             mask: bool [B, L], False where nobody may attend, on top of the padding.
             sample_seed: not used; every tower takes it.
+            embeddings: [B, L, W] in place of `embed(text_BxL)`.
 
         Returns:
             (pooled [B, W] and tokens [B, L, W]), both float32. A row of nothing but padding has a
@@ -144,8 +179,20 @@ class Bert(nn.Module):
         self._check(text_BxL.shape[1])
         not_padding_BxL = text_BxL != self.pad_id
         mask_BxL = not_padding_BxL if mask is None else not_padding_BxL & mask
-        x = self._embed(text_BxL, not_padding_BxL)
-        how = dict(quantize=self.quantize, dtype=self.dtype, param_dtype=self.param_dtype)
+        if embeddings is None:
+            embeddings = self.embed(text_BxL)
+        if embeddings.shape != (*text_BxL.shape, self.width):
+            raise UserError(
+                f"The text tower takes embeddings {[*text_BxL.shape, self.width]}, "
+                f"not {list(embeddings.shape)}."
+            )
+        x = self._embed(embeddings, not_padding_BxL)
+        adapters = dict(
+            lora_rank=self.lora_rank, lora_alpha=self.lora_alpha, lora_targets=self.lora_targets
+        )
+        how = adapters | dict(
+            quantize=self.quantize, dtype=self.dtype, param_dtype=self.param_dtype
+        )
         for index in range(self.depth):
             layer = Layer(
                 self.heads,
@@ -159,22 +206,21 @@ class Bert(nn.Module):
             x = layer(x, mask_BxL)
         return self._pool(x, mask_BxL), x
 
-    def _embed(self, text_BxL: jax.Array, not_padding_BxL: jax.Array) -> jax.Array:
+    def _embed(self, tokens_BxLxW: jax.Array, not_padding_BxL: jax.Array) -> jax.Array:
         """Token, position and type embeddings, summed and normalised: float32 [B, L, W]."""
 
-        def table(name: str, rows: int, axis: str | None = None) -> jax.Array:
+        def table(name: str, rows: int) -> jax.Array:
             init, shape = nn.initializers.normal(INIT_STD), (rows, self.width)
-            return parameter(self, name, init, shape, (axis, "embed"), self.param_dtype)
+            return parameter(self, name, init, shape, (None, "embed"), self.param_dtype)
 
-        tokens = lookup(table("token_embedding", self.vocab_size, "vocab"), text_BxL)
         positions = table("position_embedding", self.max_positions)
         if self.position_offset:
             count_BxL = jnp.cumsum(not_padding_BxL, axis=1) * not_padding_BxL
             positions = lookup(positions, self.position_offset - 1 + count_BxL)
         else:
-            positions = positions[: text_BxL.shape[1]]
+            positions = positions[: tokens_BxLxW.shape[1]]
         types = table("type_embedding", self.type_vocab)[0]
-        x = sum(part.astype(jnp.float32) for part in (tokens, positions, types))
+        x = sum(part.astype(jnp.float32) for part in (tokens_BxLxW, positions, types))
         return LayerNorm(self.norm_epsilon, "float32", self.param_dtype, name="embedding_norm")(x)
 
     def _pool(self, x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:

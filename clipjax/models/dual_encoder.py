@@ -47,6 +47,8 @@ class DualEncoder(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
 
+    needs = ("image", "text")
+
     def setup(self) -> None:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         self.image_head = Projection(self.image_projection, self.embed_dim, **dtypes)

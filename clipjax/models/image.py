@@ -1,6 +1,6 @@
 """The vision transformer (Dosovitskiy et al. 2021) with the options that CLIP-like models use."""
 
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,15 @@ from flax import linen as nn
 
 from clipjax.errors import UserError
 from clipjax.models.attention import head_size
-from clipjax.models.layers import LayerNorm, activation, matmul, parameter
+from clipjax.models.layer_inputs import DeepPrompts, Taps
+from clipjax.models.layers import LayerNorm, parameter
 from clipjax.models.naflex import check_pictures, real_patches, resized_positions
 from clipjax.models.options import block_options
 from clipjax.models.patches import PatchEmbedding, kept_patches
 from clipjax.models.pooling import AttentionPool, MapPool
-from clipjax.models.rope import ROPES, rope_table, with_prefix
+from clipjax.models.rope import ROPES, rope_table, with_prefix, with_suffix
+from clipjax.models.stems import ConvStem
 from clipjax.models.transformer import Transformer
-from clipjax.platform import target_platform
 from clipjax.registry import nearest
 
 
@@ -36,79 +37,6 @@ def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0
         np.cos(y * frequency),
     ]
     return np.concatenate(angles, axis=1).astype(np.float32)
-
-
-class ConvStem(nn.Module):
-    """Stride-2 3x3 convolutions down to the patch grid, then 1x1 (Xiao et al. 2021): learns faster from little.
-
-    Channels double at each step and end at the tower's width.
-    """
-
-    patch: int
-    width: int
-    activation: str = "gelu"
-    eps: float = 1e-5
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, image_BxHxWx3: jax.Array) -> jax.Array:
-        """[B, H, W, 3] -> [B, H/p, W/p, width]."""
-        steps = int(math.log2(self.patch))
-        if 2**steps != self.patch:
-            raise UserError(
-                f"A conv stem halves the picture at each step; patch {self.patch} is no power of 2."
-            )
-        x = image_BxHxWx3.astype(self.dtype)
-        for i in range(steps):
-            features = self.width // 2 ** (steps - i)
-            x = Conv3x3(
-                features, 2, dtype=self.dtype, param_dtype=self.param_dtype, name=f"conv_{i}"
-            )(x)
-            x = LayerNorm(self.eps, self.dtype, self.param_dtype, name=f"norm_{i}")(x)
-            x = activation(self.activation)(x)
-        return PatchEmbedding(1, self.width, True, self.dtype, self.param_dtype, name="out")(x)
-
-
-class Conv3x3(nn.Module):
-    """3x3 convolution without bias, padding 1."""
-
-    features: int
-    stride: int = 1
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H/stride, W/stride, features]."""
-        shape = (3, 3, x_BxHxWxC.shape[-1], self.features)
-        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-        kernel = parameter(
-            self, "kernel", init, shape, (None, None, None, "embed"), self.param_dtype
-        )
-        kernel = kernel.astype(self.dtype)
-        if target_platform() == "cpu":
-            return self._unfolded(x_BxHxWxC, kernel)
-        return jax.lax.conv_general_dilated(
-            x_BxHxWxC,
-            kernel,
-            (self.stride, self.stride),
-            ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    def _unfolded(self, x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The same as one matrix product over nine shifted pictures: faster on a CPU, for nine times the memory."""
-        _, height, width, _ = x_BxHxWxC.shape
-        s = self.stride
-        rows, columns = -(-height // s), -(-width // s)
-        x = jnp.pad(x_BxHxWxC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        taps = [
-            x[:, i : i + s * (rows - 1) + 1 : s, j : j + s * (columns - 1) + 1 : s]
-            for i in range(3)
-            for j in range(3)
-        ]
-        return matmul(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, self.features))
 
 
 class ViT(nn.Module):
@@ -137,6 +65,7 @@ class ViT(nn.Module):
       pool_queries: of "attention".
       pool_width: of "attention"'s queries, and so of what is pooled; None: the tower's.
       moe_layers, remat, unroll: see `Transformer`.
+      dropout, drop_path: as there; only where a `sample_seed` is given.
       All others: see `BlockOptions`.
     """
 
@@ -179,6 +108,11 @@ class ViT(nn.Module):
     experts: int = 0
     experts_per_token: int = 2
     moe_layers: int = 0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("query", "value")
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -187,43 +121,73 @@ class ViT(nn.Module):
         """Patches along one side."""
         return self.size // self.patch
 
+    def embed(self, image: jax.Array, *, image_shape: jax.Array | None = None) -> jax.Array:
+        """Normalised images -> patch embeddings [B, N, W] in the compute dtype, without positions.
+
+        With changes, they can be given to the tower in place of the images' own; here masked ones are learned:
+
+        >>> patches = jnp.where(masked_BxNx1, mask_token_W, tower.embed(image))
+        >>> pooled, tokens = tower(None, embeddings=patches)
+
+        Args:
+          image: as for `__call__`.
+          image_shape: as there; embeddings of flattened patches need it as well.
+        """
+        return self(image, image_shape=image_shape, only_embed=True)
+
     @nn.compact
     def __call__(
         self,
-        image: jax.Array,
+        image: jax.Array | None,
         *,
         image_shape: jax.Array | None = None,
         sample_seed: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures.
+        embeddings: jax.Array | None = None,
+        extra_tokens: jax.Array | None = None,
+        deep_prompts: DeepPrompts | None = None,
+        taps: Taps | None = None,
+        only_embed: bool = False,
+    ) -> Any:
+        """Encodes normalised images.
+
+        With prompts that are appended to the image's tokens, and renewed in the next two layers:
+
+        >>> pooled, tokens = tower(
+        ...     pixels, extra_tokens=prompts[0], deep_prompts=DeepPrompts(prompts[1:3], slot=-n, first=1)
+        ... )
 
         Args:
-          image: float pictures [B, H, W, 3] of `size` x `size`, with positions="naflex" of any sides that `patch`
-            divides; or then, pictures of several shapes as flattened patches [B, N, 3pp].
-          image_shape: with flattened patches, int32 [B, 2]: rows and columns of each picture, rows * columns at most N;
+          image: float images [B, H, W, 3] of `size` x `size`, with positions="naflex" of any sides that `patch`
+            divides; or then, images of several shapes as flattened patches [B, N, 3pp]. None with `embeddings`.
+          image_shape: with flattened patches, int32 [B, 2]: rows and columns of each image, rows * columns at most N;
             what comes after these is padding.
-          sample_seed: uint32 [B] while training; None at inference, where no patch is dropped.
+          sample_seed: uint32 [B] while training; None at inference, where nothing is dropped.
+          embeddings: [B, N, W] in place of `embed(image)`; positions are added to them as to these.
+          extra_tokens: [n, W] or [B, n, W], appended to the sequence, before `pre_norm`; without positions, and not
+            among what is pooled or returned.
+          deep_prompts: tokens that replace others at the entry of layers.
+          taps: intermediate results to return.
+          only_embed: see `embed`.
 
         Returns:
           pooled [B, W] and patch tokens [B, N, W] after the final norm. With pool="attention", pooled [B, D] and the
-          other queries' tokens [B, n - 1, D].
+          other queries' tokens [B, n - 1, D]. With `taps` also the dict that `Taps` describes.
         """
-        self._check(image.shape, image_shape, sample_seed is not None)
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        if self.stem == "conv":
-            stem = ConvStem(
-                self.patch, self.width, self.activation, self.eps, name="stem", **dtypes
-            )
+        training, flat = sample_seed is not None, image_shape is not None
+        if embeddings is None:
+            self._check(image.shape, image_shape, training)
+            x = self._stem()(image)
+            if self.positions == "naflex" and image_shape is None:
+                image_shape = jnp.array([x.shape[1:3]])
+            x = x.reshape(len(x), -1, self.width)
         else:
-            stem = PatchEmbedding(self.patch, self.width, self.patch_bias, name="stem", **dtypes)
-        x = stem(image)
-        batch = x.shape[0]
-        real_BxN = None
-        if image_shape is not None:
-            real_BxN = real_patches(image_shape, x.shape[1])
-        elif self.positions == "naflex":
-            image_shape = jnp.array([x.shape[1:3]])
-        x = x.reshape(batch, -1, self.width)
+            self._check_embeddings(embeddings.shape, image, image_shape, training)
+            x = embeddings.astype(self.dtype)
+        if only_embed:
+            return x
+        batch = len(x)
+        real_BxN = real_patches(image_shape, x.shape[1]) if flat else None
         has_class = self.pool == "class" if self.class_token is None else self.class_token
 
         class_position, position = self._positions(x.shape[1], has_class, image_shape)
@@ -254,22 +218,51 @@ class ViT(nn.Module):
         if extra:
             first = jnp.broadcast_to(jnp.concatenate(extra), (batch, lead, self.width))
             x = jnp.concatenate([first, x], axis=1)
+        behind = 0
+        if extra_tokens is not None:
+            x, behind = self._appended(x, extra_tokens), extra_tokens.shape[-2]
         if real_BxN is not None:
-            real_BxN = jnp.pad(real_BxN, ((0, 0), (lead, 0)), constant_values=True)
+            real_BxN = jnp.pad(real_BxN, ((0, 0), (lead, behind)), constant_values=True)
 
         if self.pre_norm:
             x = LayerNorm(self.eps, name="norm_pre", **dtypes)(x)
         rotation, how = None, {}
         if self.rope is not None:
-            rotation = self._rotation(lead, has_class, kept_BxK)
+            rotation = with_suffix(self._rotation(lead, has_class, kept_BxK), behind)
             how = dict(rotation=ROPES[self.rope].pairs)
         options = block_options(self, mlp_dim=round(self.mlp_ratio * self.width), **how)
         blocks = Transformer(
             self.depth, options, self.remat, self.unroll, self.moe_layers, name="transformer"
         )
         mask = None if real_BxN is None else real_BxN[:, None, None, :]
-        x = blocks(x, mask, rotation)
-        return self._pooled(x, has_class, lead, real_BxN)
+        asked = dict(deep_prompts=deep_prompts, taps=taps)
+        x = blocks(x, mask, rotation, sample_seed=sample_seed, **asked)
+        x, found = (x, None) if taps is None else x
+        if behind:
+            x, real_BxN = x[:, :-behind], None if real_BxN is None else real_BxN[:, :-behind]
+        pooled, tokens = self._pooled(x, has_class, lead, real_BxN)
+        return (pooled, tokens) if found is None else (pooled, tokens, found)
+
+    def _stem(self) -> nn.Module:
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        if self.stem == "conv":
+            how = self.patch, self.width, self.activation, self.eps
+            return ConvStem(*how, name="stem", **dtypes)
+        return PatchEmbedding(self.patch, self.width, self.patch_bias, name="stem", **dtypes)
+
+    def _appended(self, x_BxNxW: jax.Array, extra: jax.Array) -> jax.Array:
+        """The sequence with extra tokens [n, W] or [B, n, W] at its end."""
+        batch = len(x_BxNxW)
+        if extra.ndim < 2 or (*extra.shape[:-2], extra.shape[-1]) not in (
+            (self.width,),
+            (batch, self.width),
+        ):
+            raise UserError(
+                f"The image tower takes extra_tokens [n, {self.width}] or [{batch}, n, {self.width}], "
+                f"not {list(extra.shape)}."
+            )
+        extra = jnp.broadcast_to(extra.astype(self.dtype), (batch, *extra.shape[-2:]))
+        return jnp.concatenate([x_BxNxW, extra], axis=1)
 
     def _positions(
         self, tokens: int, has_class: bool, image_shape: jax.Array | None
@@ -349,6 +342,27 @@ class ViT(nn.Module):
         if self.final_norm == "pooled":
             pooled = norm(pooled)
         return pooled, patches
+
+    def _check_embeddings(
+        self,
+        shape: tuple[int, ...],
+        image: jax.Array | None,
+        image_shape: jax.Array | None,
+        training: bool,
+    ) -> None:
+        """Refuses embeddings that are not those of this tower's patches."""
+        naflex = self.positions == "naflex"
+        if image is not None:
+            raise UserError("The image tower takes an image or embeddings, not both; give None.")
+        if naflex and image_shape is None:
+            raise UserError("Embeddings for a tower with positions='naflex' need an image_shape.")
+        if len(shape) != 3 or shape[2] != self.width or (not naflex and shape[1] != self.grid**2):
+            tokens = "N" if naflex else self.grid**2
+            raise UserError(
+                f"The image tower takes embeddings [B, {tokens}, {self.width}], not {list(shape)}."
+            )
+        pixels = (shape[1], 3 * self.patch**2) if naflex else (self.size, self.size, 3)
+        self._check((shape[0], *pixels), image_shape, training)
 
     def _check(self, shape: tuple[int, ...], image_shape: jax.Array | None, training: bool) -> None:
         """Refuses settings and pictures that do not fit together."""

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from clipjax.errors import UserError
 from clipjax.models.activations import ACTIVATIONS
+from clipjax.models.options import Lora
 from clipjax.models.quantize import quantized_matmul
 from clipjax.registry import nearest
 
@@ -59,6 +60,7 @@ class Dense(nn.Module):
       axes: logical names of the kernel's two axes.
       std: standard deviation of the normal initialisation.
       quantize: see `matmul`.
+      lora: its adapter, parameters `lora_a` [W, r] and `lora_b` [r, features]; None: none.
     """
 
     features: int
@@ -66,6 +68,7 @@ class Dense(nn.Module):
     std: float
     use_bias: bool = True
     quantize: str | None = None
+    lora: Lora | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -82,7 +85,26 @@ class Dense(nn.Module):
                 self, "bias", nn.initializers.zeros, shape[1:], self.axes[1:], self.param_dtype
             )
             y = y + bias.astype(self.dtype)
+        if self.lora is not None:
+            # After all others, so that these begin as they would without.
+            (width, features), rank, (into, out) = shape, self.lora.rank, self.axes
+            a = low_rank(self, "lora_a", (width, rank), (into, None), self.param_dtype)
+            b = low_rank(self, "lora_b", (rank, features), (None, out), self.param_dtype)
+            small = matmul(x.astype(self.dtype), a.astype(self.dtype))
+            y = y + self.lora.scale * matmul(small, b.astype(self.dtype))
         return y
+
+
+def low_rank(
+    module: nn.Module,
+    name: str,
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    dtype: str,
+) -> jax.Array:
+    """Declares one factor of an adapter: `lora_a` [W, ...] begins at random, `lora_b` at zero."""
+    init = nn.initializers.normal(shape[0] ** -0.5) if name == "lora_a" else nn.initializers.zeros
+    return parameter(module, name, init, shape, axes, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -23,7 +23,7 @@ class Mlp(nn.Module):
     Parameters: `fc_in`, `fc_out`, for SwiGLU `fc_gate` beside `fc_in`, with `mlp_norm` `norm` before `fc_out`.
 
     Attributes:
-      options: `mlp`, `mlp_dim`, `mlp_norm`, `activation` and `quantize` count.
+      options: `mlp`, `mlp_dim`, `mlp_norm`, `activation`, `quantize` and the adapters count.
       out_std: standard deviation of `fc_out`'s initialisation; None: mlp_dim ** -0.5.
     """
 
@@ -38,7 +38,8 @@ class Mlp(nn.Module):
         how = dict(quantize=o.quantize, **o.dtypes)
 
         def into(name: str) -> jax.Array:
-            return Dense(o.mlp_dim, ("embed", "mlp"), (2 * width) ** -0.5, name=name, **how)(x)
+            std = (2 * width) ** -0.5
+            return Dense(o.mlp_dim, ("embed", "mlp"), std, lora=o.lora(name), name=name, **how)(x)
 
         if o.mlp == "swiglu":
             hidden = activation("silu")(into("fc_gate")) * into("fc_in")
@@ -47,4 +48,6 @@ class Mlp(nn.Module):
         if o.mlp_norm:
             hidden = LayerNorm(o.eps, name="norm", **o.dtypes)(hidden)
         out_std = self.out_std or o.mlp_dim**-0.5
-        return Dense(width, ("mlp", "embed"), out_std, name="fc_out", **how)(hidden)
+        return Dense(width, ("mlp", "embed"), out_std, lora=o.lora("fc_out"), name="fc_out", **how)(
+            hidden
+        )

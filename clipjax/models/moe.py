@@ -66,6 +66,10 @@ class MixtureMlp(nn.Module):
             )
         if o.mlp_norm:
             raise UserError("A mixture of experts has no mlp_norm; set it to False.")
+        if any(map(o.lora, ("fc_in", "fc_gate", "fc_out"))):
+            raise UserError(
+                "A mixture of experts has no adapters; leave fc_in, fc_gate and fc_out out of lora_targets."
+            )
         if o.quantize is not None:
             raise UserError("A mixture of experts cannot be quantised; set model.quantize to None.")
 

@@ -85,6 +85,15 @@ def with_prefix(
     return jnp.concatenate([first, table_2xBxNxP], axis=2)
 
 
+def with_suffix(table_2xBxNxP: jax.Array, behind: int) -> jax.Array:
+    """The table of all tokens, where `behind` others that do not turn stand after them: [2, B, N + behind, P]."""
+    if not behind:
+        return table_2xBxNxP
+    still = jnp.array([1.0, 0.0], table_2xBxNxP.dtype)[:, None, None, None]
+    shape = (*table_2xBxNxP.shape[:2], behind, table_2xBxNxP.shape[3])
+    return jnp.concatenate([table_2xBxNxP, jnp.broadcast_to(still, shape)], axis=2)
+
+
 def rotate(x_BxNxHxd: jax.Array, table_2xBxNxP: jax.Array, pairs: str) -> jax.Array:
     """Turns each pair of each head's entries, in float32; the result has the dtype of x.
 

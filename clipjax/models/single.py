@@ -23,6 +23,8 @@ class ImageEncoder(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
 
+    needs = ("image",)
+
     def setup(self) -> None:
         self.image_head = Projection(
             self.image_projection, self.embed_dim, self.dtype, self.param_dtype
@@ -42,6 +44,8 @@ class TextEncoder(nn.Module):
     text_projection: str = "linear"
     dtype: str = "float32"
     param_dtype: str = "float32"
+
+    needs = ("text",)
 
     def setup(self) -> None:
         self.text_head = Projection(

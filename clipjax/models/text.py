@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.errors import UserError
+from clipjax.models.layer_inputs import DeepPrompts, Taps
 from clipjax.models.layers import LayerNorm, parameter
 from clipjax.models.lookup import lookup
 from clipjax.models.options import block_options
@@ -29,6 +30,8 @@ class TextTransformer(nn.Module):
         first padding token is seen, and a class token only behind a text that fills all places. CoCa's released weights
         were trained so (open_clip, `TextTransformer._build_additive_mask`).
       moe_layers, remat, unroll: see `Transformer`.
+      dropout, drop_path: as there; only where a `sample_seed` is given, so a model that wants a text without noise, or
+        the same text with and without, calls the tower with None for the one.
       All others: see `BlockOptions`.
     """
 
@@ -56,38 +59,16 @@ class TextTransformer(nn.Module):
     experts: int = 0
     experts_per_token: int = 2
     moe_layers: int = 0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("query", "value")
     dtype: str = "float32"
     param_dtype: str = "float32"
 
-    @property
-    def sees_padding(self) -> bool:
-        """Whether what is pooled depends on the tokens behind a text's end."""
-        pooled_before = self.pool in ("eot", "first") and not self.class_token
-        return self.attention != "causal" or not pooled_before
-
-    @nn.compact
-    def __call__(
-        self,
-        text_BxL: jax.Array,
-        *,
-        mask: jax.Array | None = None,
-        sample_seed: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Encodes token ids.
-
-        Args:
-          text_BxL: int32 ids, L at most `length`.
-          mask: bool [B, L], False where nobody may attend; None: everything is seen, as CLIP and SigLIP do.
-          sample_seed: not used; every tower takes it.
-
-        Returns:
-          pooled [B, W] and tokens [B, L, W] after the final norm; the class token is not among them.
-        """
-        del sample_seed
-        length = text_BxL.shape[1]
-        self._check(length)
-        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        embedding = parameter(
+    def setup(self) -> None:
+        self.token_embedding = parameter(
             self,
             "token_embedding",
             nn.initializers.normal(0.02),
@@ -95,7 +76,7 @@ class TextTransformer(nn.Module):
             ("vocab", "embed"),
             self.param_dtype,
         )
-        position = parameter(
+        self.position_embedding = parameter(
             self,
             "position_embedding",
             nn.initializers.normal(0.01),
@@ -103,7 +84,57 @@ class TextTransformer(nn.Module):
             (None, "embed"),
             self.param_dtype,
         )
-        x = (lookup(embedding, text_BxL) + position[:length]).astype(self.dtype)
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether what is pooled depends on the tokens behind a text's end."""
+        pooled_before = self.pool in ("eot", "first") and not self.class_token
+        return self.attention != "causal" or not pooled_before
+
+    def embed(self, text_BxL: jax.Array) -> jax.Array:
+        """Token ids -> their embeddings [B, L, W] in the parameters' dtype, without positions.
+
+        With changes, they can be given to the tower in place of the ids' own; here the first words are learned:
+
+        >>> words = tower.embed(ids)  # "a photo of a cat." -> [B, L, W]
+        >>> words = jnp.concatenate([words[:, :1], prompts_BxnxW, words[:, 1 + n :]], axis=1)
+        >>> pooled, tokens = tower(ids, embeddings=words)
+        """
+        return lookup(self.token_embedding, text_BxL)
+
+    @nn.compact
+    def __call__(
+        self,
+        text_BxL: jax.Array | None,
+        *,
+        mask: jax.Array | None = None,
+        sample_seed: jax.Array | None = None,
+        embeddings: jax.Array | None = None,
+        deep_prompts: DeepPrompts | None = None,
+        taps: Taps | None = None,
+    ) -> tuple[jax.Array, ...]:
+        """Encodes token ids.
+
+        Args:
+          text_BxL: int32 ids, L at most `length`. With `embeddings` they only say where the end-of-text token is, and
+            which are padding; None if the tower's `pool` and `class_token` do not need to know.
+          mask: bool [B, L], False where nobody may attend; None: everything is seen, as CLIP and SigLIP do.
+          sample_seed: uint32 [B], while training, for `dropout` and `drop_path`.
+          embeddings: [B, L, W] in place of `embed(text_BxL)`; positions are added to them as to these.
+          deep_prompts: tokens that replace others at the entry of layers.
+          taps: intermediate results to return.
+
+        Returns:
+          pooled [B, W] and tokens [B, L, W] after the final norm; the class token is not among them. With `taps` also
+          the dict that `Taps` describes.
+        """
+        if embeddings is None:
+            embeddings = self.embed(text_BxL)
+        length = embeddings.shape[1]
+        self._check(embeddings.shape, text_BxL)
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        position = self.position_embedding
+        x = (embeddings + position[:length]).astype(self.dtype)
         if self.class_token:
             init, shape = nn.initializers.normal(0.01), (1, self.width)
             token = parameter(self, "class_token", init, shape, (None, "embed"), self.param_dtype)
@@ -115,7 +146,14 @@ class TextTransformer(nn.Module):
         blocks = Transformer(
             self.depth, options, self.remat, self.unroll, self.moe_layers, name="transformer"
         )
-        x = blocks(x, None if mask is None else mask[:, None, None, :])
+        x = blocks(
+            x,
+            None if mask is None else mask[:, None, None, :],
+            sample_seed=sample_seed,
+            deep_prompts=deep_prompts,
+            taps=taps,
+        )
+        x, found = (x, None) if taps is None else x
         norm = LayerNorm(self.eps, name="norm_post", **dtypes)
         if self.final_norm == "tokens":
             x = norm(x)
@@ -131,7 +169,7 @@ class TextTransformer(nn.Module):
             pooled = pool(x, mask)
         if self.final_norm == "pooled":
             pooled = norm(pooled)
-        return pooled, tokens
+        return (pooled, tokens) if found is None else (pooled, tokens, found)
 
     def _class_mask(self, text_BxL: jax.Array, mask_BxL: jax.Array | None) -> jax.Array:
         """Which tokens are seen, bool [B, L + 1]."""
@@ -142,8 +180,18 @@ class TextTransformer(nn.Module):
             return seen
         return seen & jnp.pad(mask_BxL, ((0, 0), (0, 1)), constant_values=True)
 
-    def _check(self, length: int) -> None:
-        """Refuses settings and texts that do not fit together."""
+    def _check(self, shape: tuple[int, ...], text_BxL: jax.Array | None) -> None:
+        """Refuses settings and texts that do not fit together; `shape` is that of the embeddings."""
+        length = shape[1]
+        if shape[2:] != (self.width,) or (text_BxL is not None and text_BxL.shape != shape[:2]):
+            ids = "" if text_BxL is None else f" for ids {list(text_BxL.shape)}"
+            raise UserError(
+                f"The text tower takes embeddings [B, L, {self.width}], not {list(shape)}{ids}."
+            )
+        if text_BxL is None and (self.pool == "eot" or self.class_token):
+            raise UserError(
+                "This text tower needs the ids beside the embeddings, to know where a text ends; give both."
+            )
         for field, valid in {
             "attention": ("causal", "full"),
             "pool": ("eot", "first", "last", "map", "class"),

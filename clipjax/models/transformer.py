@@ -1,5 +1,7 @@
 """The transformer block, and a stack of them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -7,10 +9,21 @@ from flax import linen as nn
 from clipjax.errors import UserError
 from clipjax.mesh import constrain
 from clipjax.models.attention import SelfAttention
+from clipjax.models.layer_inputs import (
+    DeepPrompts,
+    LayerInputs,
+    Taps,
+    buffers,
+    in_order,
+    keep,
+    layer_inputs,
+    with_prompt,
+)
 from clipjax.models.layers import LayerNorm, parameter
 from clipjax.models.mlp import Mlp
 from clipjax.models.moe import MixtureMlp
-from clipjax.models.options import BlockOptions
+from clipjax.models.noise import drop_path, dropout, own_seed
+from clipjax.models.options import BlockOptions, check_rates
 from clipjax.registry import nearest
 
 # What the backward pass recomputes. "none" keeps all activations; "dots" keeps the results of matrix products with
@@ -20,6 +33,10 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+# What goes from block to block: tokens [B, N, W], and the taps' buffers (clipjax/models/layer_inputs.py).
+Carry = tuple[jax.Array, dict[str, jax.Array]]
 
 
 class LayerScale(nn.Module):
@@ -44,39 +61,63 @@ class Block(nn.Module):
       options: what the block is.
       depth: of the whole stack.
       mixture: whether the MLP is a mixture of experts.
+      slot: of `DeepPrompts`.
+      taps: names of what is kept, see `Taps`.
     """
 
     options: BlockOptions
     depth: int
     mixture: bool = False
+    slot: int = 0
+    taps: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
-        self, x_BxNxW: jax.Array, mask: jax.Array | None, rotation: jax.Array | None
-    ) -> tuple[jax.Array, None]:
-        """Returns (x, None): the pair that a scan over layers wants."""
+        self,
+        carry: Carry,
+        mask: jax.Array | None,
+        rotation: jax.Array | None,
+        sample_seed: jax.Array | None,
+        layer: LayerInputs,
+    ) -> tuple[Carry, None]:
+        """Returns (carry, None): the pair that a scan over layers wants."""
         o = self.options
+        x, room = carry
         # OpenAI CLIP: kernels that write to the residual stream start smaller the deeper the stack.
-        out_std = x_BxNxW.shape[-1] ** -0.5 * (2 * self.depth) ** -0.5
+        out_std = x.shape[-1] ** -0.5 * (2 * self.depth) ** -0.5
         mlp = MixtureMlp if self.mixture else Mlp
+        kept = tuple(name for name in self.taps if name != "hidden")
 
-        x = constrain(x_BxNxW, "batch", None, None)
+        x = constrain(with_prompt(x, layer, self.slot), "batch", None, None)
+        x = self._dropped(x, sample_seed, layer)
         y = self._before(1, x)
-        y = SelfAttention(o, out_std, name="attention")(y, mask, rotation)
-        x = x + self._after(1, y)
+        y = SelfAttention(o, out_std, name="attention")(y, mask, rotation, kept)
+        y, found = y if kept else (y, {})
+        x = x + self._after(1, y, sample_seed, layer)
         y = self._before(2, x)
         y = mlp(o, out_std, name="mlp")(y)
-        return constrain(x + self._after(2, y), "batch", None, None), None
+        x = constrain(x + self._after(2, y, sample_seed, layer), "batch", None, None)
+        return (x, keep(room, {"hidden": x, **found}, layer)), None
+
+    def _dropped(self, x: jax.Array, seed: jax.Array | None, layer: LayerInputs) -> jax.Array:
+        if not self.options.dropout or seed is None:
+            return x
+        return dropout(x, self.options.dropout, seed, layer["number"])
 
     def _before(self, branch: int, x: jax.Array) -> jax.Array:
         return self._norm(branch, x) if self.options.norm_order == "pre" else x
 
-    def _after(self, branch: int, y: jax.Array) -> jax.Array:
+    def _after(
+        self, branch: int, y: jax.Array, seed: jax.Array | None, layer: LayerInputs
+    ) -> jax.Array:
         o = self.options
         if o.norm_order == "post":
             y = self._norm(branch, y)
         if o.layer_scale is not None:
             y = LayerScale(o.layer_scale, name=f"scale_{branch}", **o.dtypes)(y)
+        if o.drop_path and seed is not None:
+            rate = o.drop_path * layer["number"] / max(self.depth - 1, 1)
+            y = drop_path(y, rate, seed, layer["number"], branch)
         return y
 
     def _norm(self, branch: int, x: jax.Array) -> jax.Array:
@@ -91,13 +132,13 @@ class Mixtures(nn.Module):
     options: BlockOptions
     remat: str = "none"
     unroll: int = 1
+    slot: int = 0
+    taps: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(
-        self, x_BxNxW: jax.Array, mask: jax.Array | None, rotation: jax.Array | None
-    ) -> jax.Array:
-        """[B, N, W] -> [B, N, W]."""
-        return _blocks(self, self.layers, mixture=True)(x_BxNxW, mask, rotation)[0]
+    def __call__(self, carry: Carry, *shared: Any) -> Carry:
+        """From a carry of `Block` to the next; `shared` are the other arguments of `Block`, for these layers."""
+        return _blocks(self, self.layers, self.slot, self.taps, mixture=True)(carry, *shared)[0]
 
 
 class Transformer(nn.Module):
@@ -126,18 +167,46 @@ class Transformer(nn.Module):
         x_BxNxW: jax.Array,
         mask: jax.Array | None = None,
         rotation: jax.Array | None = None,
-    ) -> jax.Array:
-        """[B, N, W] -> [B, N, W]; `mask` as in `dot_product_attention`, `rotation` a table for `rope.rotate`."""
+        *,
+        sample_seed: jax.Array | None = None,
+        deep_prompts: DeepPrompts | None = None,
+        taps: Taps | None = None,
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+        """[B, N, W] -> [B, N, W].
+
+        Args:
+          x_BxNxW: tokens.
+          mask: as in `dot_product_attention`.
+          rotation: a table for `rope.rotate`.
+          sample_seed: uint32 [B], from which alone `dropout` and `drop_path` draw; None: nothing is dropped.
+          deep_prompts: tokens that replace others at the entry of layers.
+          taps: intermediate results to return.
+
+        Returns:
+          Tokens [B, N, W]; with `taps`, a pair of them and the dict that `Taps` describes.
+        """
         self._check()
         o = self.options
         mixtures = (self.moe_layers or self.depth) if o.experts else 0
+        wanted = {} if taps is None else taps.layers(self.depth)
+        noisy = sample_seed is not None and (o.dropout or o.drop_path)
+        seed = own_seed(self, sample_seed) if noisy else None
+        layers = layer_inputs(self.depth, deep_prompts, wanted, seed is not None)
+        slot, names = 0 if deep_prompts is None else deep_prompts.slot, tuple(wanted)
+
         x = x_BxNxW.astype(jnp.dtype(o.dtype))
-        if self.depth > mixtures:
-            x, _ = _blocks(self, self.depth - mixtures)(x, mask, rotation)
+        carry, plain = (x, buffers(x, o.heads, wanted)), self.depth - mixtures
+        if plain:
+            blocks = _blocks(self, plain, slot, names)
+            of_these = jax.tree.map(lambda x: x[:plain], layers)
+            carry, _ = blocks(carry, mask, rotation, seed, of_these)
         if mixtures:
-            stack = Mixtures(mixtures, self.depth, o, self.remat, self.unroll, name="moe")
-            x = stack(x, mask, rotation)
-        return x
+            how = self.options, self.remat, self.unroll, slot, names
+            stack = Mixtures(mixtures, self.depth, *how, name="moe")
+            of_these = jax.tree.map(lambda x: x[plain:], layers)
+            carry = stack(carry, mask, rotation, seed, of_these)
+        x, room = carry
+        return x if taps is None else (x, in_order(room, wanted))
 
     def _check(self) -> None:
         if self.depth < 1:
@@ -147,6 +216,7 @@ class Transformer(nn.Module):
         orders, order = ("pre", "post"), self.options.norm_order
         if order not in orders:
             raise UserError(f"norm_order cannot be {order!r}{nearest(order, orders)}.")
+        check_rates(self.options)
         if self.moe_layers and not self.options.experts:
             raise UserError(f"moe_layers = {self.moe_layers} needs experts; set their number.")
         if not 0 <= self.moe_layers <= self.depth:
@@ -155,7 +225,9 @@ class Transformer(nn.Module):
             )
 
 
-def _blocks(stack: nn.Module, layers: int, mixture: bool = False) -> nn.Module:
+def _blocks(
+    stack: nn.Module, layers: int, slot: int, taps: tuple[str, ...], mixture: bool = False
+) -> nn.Module:
     """The scan over `layers` blocks, as the submodule `blocks` of the module that is being called."""
     block = Block
     if stack.remat != "none":
@@ -165,9 +237,9 @@ def _blocks(stack: nn.Module, layers: int, mixture: bool = False) -> nn.Module:
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
         length=layers,
         unroll=stack.unroll or layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return scanned(stack.options, stack.depth, mixture, name="blocks")
+    return scanned(stack.options, stack.depth, mixture, slot, taps, name="blocks")

@@ -1,31 +1,24 @@
 """The real train step of a config, and its losses alone, compiled for devices that are not there."""
 
 import contextlib
+import dataclasses
+import functools
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.extend import core
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from clipjax.batch import example_batch
-from clipjax.mesh import batch_sharding, check_batch, make_mesh, replicated
+from clipjax.forward import final_outputs
+from clipjax.mesh import batch_sharding, make_mesh, replicated
 from clipjax.plan.topology import Topology
 from clipjax.platform import compiling_for
-from clipjax.step import State, abstract_state, make_losses, make_parts, make_step
-from clipjax.train import flops_per_sample
-from clipjax.workdir import resolve
-
-# Records of an epoch, for durations in epochs: they change the schedule's constants, not the program. The data need
-# not be on this machine.
-_EPOCH = 1_000_000
-
-Structs = Mapping[str, jax.ShapeDtypeStruct]
+from clipjax.prepare import Prepared, prepare
 
 
 class Compiled(NamedTuple):
@@ -53,18 +46,15 @@ class Compiled(NamedTuple):
         return self.needed or self.arguments + self.outputs + self.temporaries - self.aliased
 
 
-class Job(NamedTuple):
-    """A config on a topology, before anything is compiled: shapes, shardings and functions."""
+@dataclasses.dataclass(frozen=True)
+class Job(Prepared):
+    """A config on a topology, before anything is compiled: shapes, shardings and functions.
 
-    config: ConfigDict
+    Attributes (those of `Prepared`, and):
+      topology: whose devices the mesh is made of.
+    """
+
     topology: Topology
-    mesh: Mesh
-    model: nn.Module
-    state: State
-    batch: Structs
-    step: Any
-    losses: Any
-    flops_per_sample: float
 
 
 def make_job(config: ConfigDict, topology: Topology) -> Job:
@@ -73,35 +63,23 @@ def make_job(config: ConfigDict, topology: Topology) -> Job:
     Raises:
       UserError: settings that cannot work, as `clipjax train` would say.
     """
-    config = resolve(config, _EPOCH)
     mesh = make_mesh(config.mesh, topology.devices)
-    check_batch(config.batch_size, mesh, config.grad_cache)
     with compiling_for(topology.platform):
-        model, optimizer, rate = make_parts(config)
-        losses = make_losses(config.losses, mesh)
-        state = abstract_state(model, config, optimizer, mesh)
-        batch = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
-            for name, x in example_batch(config, config.batch_size).items()
-        }
-        work = flops_per_sample(config, losses, optimizer, rate, state)
-        step = make_step(model, losses, optimizer, config, rate)
-    return Job(config, topology, mesh, model, state, batch, step, losses, work)
+        prepared = prepare(config, mesh)
+    fields = {f.name: getattr(prepared, f.name) for f in dataclasses.fields(prepared)}
+    return Job(**fields, topology=topology)
 
 
 def compile_step(job: Job) -> Compiled:
     """The train step, as `clipjax train` jits it."""
-    step = jax.jit(job.step, donate_argnums=0)
-    return _compile(job, step, job.state, job.batch)
+    return _compile(job, job.step, job.state, job.batch)
 
 
 def compile_losses(job: Job) -> Compiled:
     """The losses alone, with the gradients of the outputs that they read."""
     with compiling_for(job.topology.platform), jax.set_mesh(job.mesh):
         outputs = jax.eval_shape(
-            lambda p, b: job.model.apply({"params": p}, b, train=True),
-            job.state.params,
-            job.batch,
+            functools.partial(final_outputs, job.model), job.state.params, job.batch
         )
 
     def split(x: jax.ShapeDtypeStruct) -> NamedSharding:

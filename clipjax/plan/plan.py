@@ -8,12 +8,11 @@ import jax
 from ml_collections import ConfigDict
 
 from clipjax import optim, rules
-from clipjax.batch import example_batch
 from clipjax.config import apply_override
 from clipjax.cost import hlo
 from clipjax.errors import UserError
-from clipjax.mesh import batch_shards, remarks
-from clipjax.models import boxed_params, model_parts
+from clipjax.mesh import batch_shards
+from clipjax.models import model_parts
 from clipjax.plan.compile import Compiled, Job, compile_losses, compile_step, make_job
 from clipjax.plan.roofline import estimate, exchanges
 from clipjax.plan.topology import Topology
@@ -48,7 +47,7 @@ def plan(config: ConfigDict, topology: Topology, losses: bool = True) -> dict[st
         "compile_seconds": round(compiled.seconds, 1),
         "peaks": figures._asdict() if figures else None,
         "shardings": shardings(job),
-        "remarks": remarks(boxed_params(job.model, example_batch(job.config)), job.mesh),
+        "remarks": job.remarks,
     }
     result["largest_batch"] = extrapolate(job, result["memory"])
     if not compiled.text:

@@ -1,4 +1,4 @@
-"""What CLOC adds to CLIP's train step, in FLOPs: python experiments/cloc/cost.py configs/cloc_b16.py
+"""What CLOC adds to CLIP's train step, in FLOPs: python -m experiments.cloc.cost experiments/cloc/configs/b16.py
 
 Counted from traced programs (clipjax/cost/flops.py): the towers and the region head three times their forward pass, the
 losses over the global batch with their gradients. Nothing is compiled, and nothing is repeated for memory's sake.
@@ -44,7 +44,11 @@ def parts(config) -> dict[str, float]:
 
 def losses(config) -> dict[str, float]:
     """Name -> FLOPs of a loss over the global batch and its gradients, for one sample."""
-    size, regions, width = config.batch_size, config.data.regions.count, config.model.embed_dim
+    size, regions, width = (
+        config.batch_size,
+        config.data.features.regions.count,
+        config.model.embed_dim,
+    )
     threshold = config.losses.regions.conflict_threshold
 
     def array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
@@ -78,8 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         config = load_config(args.config, base_config(), args.overrides)
-        if not config.data.regions.count:
-            raise UserError(f"The config {args.config!r} has no regions (data.regions.count is 0).")
+        if "regions" not in config.data.features:
+            raise UserError(f"The config {args.config!r} has no feature `regions`.")
     except UserError as error:
         parser.exit(2, f"{error}\n")
     found = parts(config)

@@ -1,6 +1,6 @@
-"""Holds taggers against each other: which noun phrases of captions they find (docs/vesl.md).
+"""Holds taggers against each other: which noun phrases of captions they find (experiments/cloc/vesl/README.md).
 
-python experiments/cloc/score_phrases.py --scenes='scenes/*.array_record' [--tagger=textblob] [--count=2000]
+python -m experiments.cloc.score_phrases --scenes='scenes/*.array_record' [--tagger=textblob] [--count=2000]
 
 prints a row of Markdown: precision and recall of the phrases of experiments/cloc/vesl/captions.jsonl, which were
 written and marked by hand; of the scenes' objects the shares that some phrase means, by name and by head, with the
@@ -10,12 +10,9 @@ places and with the mere list of names as the caption; words a second. --lost sh
 import argparse
 import collections
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from clipjax import registry
 from clipjax.data.commands.named import entry_of, open_source

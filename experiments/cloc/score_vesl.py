@@ -1,16 +1,13 @@
-"""Holds VESL's labels of composed scenes against the truth (experiments/cloc/vesl/score.py, docs/vesl.md).
+"""Holds VESL's labels of composed scenes against the truth (experiments/cloc/vesl/README.md).
 
-python experiments/cloc/score_vesl.py regions [more folders ...] [--why]
+python -m experiments.cloc.score_vesl regions [more folders ...] [--why]
 
-prints a row of Markdown for each output folder of tools/beam/vesl.py; with --why what was lost and what is false.
+prints a row of Markdown for each output folder of VESL's job; with --why what was lost and what is false.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from clipjax.data.sources import make_source
 from clipjax.errors import UserError

@@ -27,9 +27,9 @@ def get_config(arg):
         },
         "folder": {"kind": "captions", "file": f"{folder}/captions.jsonl", "window": (4, 8)},
     }
-    config.data.captions = several
-    config.data.languages = ("en", "de")
-    config.data.regions.count = 3
+    config.data.features.text.captions = several
+    config.data.features.language = {"kind": "language", "tags": ("en", "de")}
+    config.data.features.regions = {"kind": "regions", "count": 3}
     config.data.max_bad_fraction = 1.0
     config.evals = {}
     return config

@@ -20,8 +20,10 @@ def get_config(arg=None):
     config.tokenizer = {"kind": "hf_json", "source": str(Path(__file__).with_name("letters.json"))}
     styles = ("noto", "twemoji")
     config.data.sources = {"drawings": {"kind": "drawings", "group": "concept", "styles": styles}}
-    config.data.captions = {"kind": "name_and_keywords"}
-    config.data.augment.update(crop_scale=(0.6, 1.0), flip=0.5, saturation=0.3, background="random")
+    config.data.features.text.captions = {"kind": "name_and_keywords"}
+    config.data.features.image.augment.update(
+        crop_scale=(0.6, 1.0), flip=0.5, saturation=0.3, background="random"
+    )
     config.data.record_ids = True
     config.optim.update(lr=3e-3, warmup="2 steps", ema=0.9)
     config.checkpoint.every = "4 steps"

@@ -355,6 +355,26 @@ def test_embed_with_a_foreign_checkpoint(their, tmp_path):
     assert "logit_scale" not in found
 
 
+def test_eval_of_a_foreign_checkpoint_with_a_config(their, tmp_path, capsys, refusal):
+    """The same numbers as of what convert makes of it."""
+    source, converted = their("open_clip_vit"), tmp_path / "converted"
+    config = tmp_path / "evals.py"
+    config.write_text(
+        "from clipjax.defaults import base_config\n\n\ndef get_config():\n    config = base_config()\n"
+        "    data = {'kind': 'synthetic', 'size': 16, 'length': 6}\n"
+        "    config.evals.numbers = {'kind': 'retrieval', 'source': data}\n    return config\n"
+    )
+    output = f"--output={tmp_path / 'out.jsonl'}"
+    assert "names no evaluators; name a config" in refusal("eval", f"--checkpoint={source}")
+    assert main(["convert", f"--source={source}", f"--target={converted}"]) == 0
+    for path in (source, converted):
+        assert main(["eval", f"--checkpoint={path}", f"--config={config}", output]) == 0
+    lines = list(map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()))
+    assert [line["samples"] for line in lines] == [None, 0]
+    assert lines[0]["metrics"] == lines[1]["metrics"]
+    assert lines[0]["protocol"] == lines[1]["protocol"]
+
+
 def test_byte_counts_and_meshes():
     assert byte_count(None) is None
     assert byte_count("5GB") == 5 * 10**9

@@ -307,7 +307,7 @@ def test_what_else_is_not_as_it_was_is_told(plain_model, capsys):
         ({"": "PLAIN", "regions": "frsh"}, {}, "'frsh' is neither a checkpoint nor a pretrained"),
         ({"": "PLAIN", "region": "fresh"}, {}, "names a part 'region' that the model does not"),
         ({"regions": "PLAIN"}, {}, "has no part 'regions'"),
-        ({"": "PLAIN", "regions": 0}, {}, "config.init['regions'] must be a string, not 0"),
+        ({"": "PLAIN", "regions": 0}, {}, "config.init['regions'] must be a string, {'path'"),
         ({"": "PLAIN", "regions": "fresh"}, dict(width=128), "kernel has shape [8, 8, 3, 64]"),
         ({"": "PLAIN", "regions": "fresh"}, dict(pool="average"), "image/class_token is left over"),
     ],

@@ -6,13 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipjax.data.augment import LUMA, fit_box, random_crop, recolour
+from clipjax.data.augment import DEFAULTS, LUMA, fit_box, random_crop, recolour
 from clipjax.data.augment import augment as view_and_geometry
 from clipjax.data.images import RESIZES, fit
 from clipjax.data.picture import Picture
-from clipjax.defaults import base_config
 
-NOTHING = dict(base_config().data.augment) | {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
+NOTHING = DEFAULTS | {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
 
 
 def augment(picture, size, settings, interpolation, rng):

@@ -176,3 +176,13 @@ def test_any_string_makes_a_row(text, length):
     ids = tokenizer.encode(text)
     assert cut == (len(ids) > length)
     assert row.tolist() == ([*ids[: length - 1], 3] if cut else [*ids, *[0] * (length - len(ids))])
+
+
+def test_decode_gives_the_text_back(tmp_path):
+    tokenizer_json(tmp_path / "tokenizer.json")
+    tokenizer = HFTokenizer(tmp_path / "tokenizer.json", length=8)
+    assert tokenizer.decode(tokenizer(["A hat a cat"])[0]) == "a hat a cat"
+    assert tokenizer.decode(tokenizer.encode("cat " * 20)) == " ".join(["cat"] * 20)
+    assert tokenizer.decode(tokenizer(["cat " * 20])[0]) == " ".join(["cat"] * 6)
+    with pytest.raises(UserError, match="no id 99"):
+        tokenizer.decode([99])

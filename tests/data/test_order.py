@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipjax.data.order import Order
+from clipjax.data.orders.shuffle import Shuffle
 
 
 @settings(max_examples=60, deadline=None)
@@ -20,23 +20,23 @@ from clipjax.data.order import Order
 )
 def test_every_record_once_an_epoch(length, block, window, seed, epoch):
     for windows in (None, [(block, window)]):
-        order = Order([length], [1.0], seed, windows)
-        found = [order[epoch * length + i] for i in range(length)]
+        order = Shuffle([length], [1.0], seed, windows)
+        found = [order.draw(epoch * length + i, 0) for i in range(length)]
         assert sorted(found) == [(0, i) for i in range(length)]
 
 
 def test_windows_stay_near():
-    order = Order([100_000], [1.0], 0, [(1000, 5000)])
-    records = [order[i][1] for i in range(5000)]
+    order = Shuffle([100_000], [1.0], 0, [(1000, 5000)])
+    records = [order.draw(i, 0)[1] for i in range(5000)]
     blocks = {(r // 500) for r in records}
     assert len(blocks) <= 5 * 3  # five blocks of a thousand, wherever they begin
     assert records != sorted(records)
-    later = [order[100_000 + i][1] for i in range(5000)]
+    later = [order.draw(100_000 + i, 0)[1] for i in range(5000)]
     assert {r // 500 for r in later} != blocks  # another epoch begins elsewhere
 
 
 def test_replacements_come_from_the_same_source():
-    order = Order([10, 1000], [1.0, 1.0], 0)
+    order = Shuffle([10, 1000], [1.0, 1.0], 0)
     for place in range(20):
         source, record = order.draw(place, 0)
         more = {order.draw(place, n) for n in range(1, 20)}
@@ -46,10 +46,15 @@ def test_replacements_come_from_the_same_source():
 
 PROGRAM = """
 import pickle, resource, time
-from clipjax.data.order import Order
+from clipjax.data.orders.shuffle import Shuffle
 from clipjax.data.pipeline import HostView
 
 LENGTHS, WEIGHTS, BATCH, DONE = [10**9, 3 * 10**8, 10**12], [3.0, 1.0, 1.0], 32768, 12345
+
+
+class Places(Shuffle):
+    def __getitem__(self, place):
+        return self.draw(place, 0)
 
 
 def memory():
@@ -58,7 +63,7 @@ def memory():
 
 def batch(start):
     begin = time.perf_counter()
-    view = HostView(Order(LENGTHS, WEIGHTS, 7), BATCH, start, 10**10, 5, 64)
+    view = HostView(Places(LENGTHS, WEIGHTS, 7), BATCH, start, 10**10, 5, 64)
     return [view[i] for i in range(BATCH // 64)], view, time.perf_counter() - begin
 
 
@@ -85,6 +90,6 @@ def test_a_billion_records():
 
 @pytest.mark.parametrize("place", [0, 10**9, 1 << 45])
 def test_the_order_is_the_seeds(place):
-    a, b, c = (Order([1000, 50], [2.0, 1.0], seed) for seed in (1, 1, 2))
-    assert [a[place + i] for i in range(30)] == [b[place + i] for i in range(30)]
-    assert [a[place + i] for i in range(30)] != [c[place + i] for i in range(30)]
+    a, b, c = (Shuffle([1000, 50], [2.0, 1.0], seed) for seed in (1, 1, 2))
+    assert [a.draw(place + i, 0) for i in range(30)] == [b.draw(place + i, 0) for i in range(30)]
+    assert [a.draw(place + i, 0) for i in range(30)] != [c.draw(place + i, 0) for i in range(30)]

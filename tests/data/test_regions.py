@@ -5,15 +5,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clipjax.data.augment import augment
+from clipjax.batch import example_batch
+from clipjax.data.augment import DEFAULTS, augment
 from clipjax.data.bad import BadRecord
 from clipjax.data.geometry import WHOLE, Geometry
 from clipjax.data.picture import Picture
-from clipjax.data.regions import check_box_format, check_regions, draw_regions
+from clipjax.data.regions import check_box_format, draw_regions
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
 
-PLAIN = dict(base_config().data.augment)
+PLAIN = DEFAULTS
 REGIONS = {"count": 4, "min_visible": 0.25, "min_side": 0.0, "text_length": None}
 FIT = {"resize": "longest", "interpolation": "bilinear"}
 
@@ -232,11 +233,34 @@ def test_texts_that_do_not_belong():
         draw({"boxes": [[0, 0, 1, 1]], "region_text": [[7]]})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"count": 4, "min_visible": 2.0},
+            "regions.min_visible is a fraction from 0 to 1, not 2.0",
+        ),
+        ({"count": 0}, "regions.count must be a whole number of at least 1, not 0"),
+        ({}, "The feature 'regions' needs the setting"),
+        ({"count": 1, "text_length": 0}, "text_length must be a whole number of at least 1"),
+        ({"count": 1, "min_sid": 0.1}, "has no setting 'min_sid' .did you mean 'min_side'"),
+    ],
+)
+def test_mistakes_in_settings(settings, message):
+    config = base_config()
+    config.data.features.regions = {"kind": "regions", **settings}
+    with pytest.raises(UserError, match=message):
+        example_batch(config)
+
+
+def test_regions_need_an_image():
+    config = base_config()
+    config.data.features = {"regions": {"kind": "regions", "count": 1}}
+    with pytest.raises(UserError, match="feature 'regions' follows the feature 'image', which"):
+        example_batch(config)
+
+
 def test_mistakes():
-    with pytest.raises(UserError, match="min_visible is a fraction"):
-        check_regions(REGIONS | {"min_visible": 2.0})
-    with pytest.raises(UserError, match="count must be 0 or more"):
-        check_regions(REGIONS | {"count": -1})
     with pytest.raises(UserError, match="did you mean 'xywh'"):
         check_box_format("xywhh", "the source 'coco'")
 

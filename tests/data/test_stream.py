@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from clipjax.data.pipeline import HostView, batches
 from clipjax.data.stream import COUNTERS, SOURCE_BITS, Stream
-from clipjax.data.tokenizers import make_tokenizer
 from clipjax.errors import UserError
 from tests.tiny_run import tiny_config
 
@@ -17,10 +16,15 @@ from tests.tiny_run import tiny_config
 def make_stream(sources=None, seed=0, **captions):
     config = tiny_config()
     with config.unlocked():
-        config.data.sources = sources or {"noise": {"kind": "synthetic", "size": 12, "length": 50}}
-        config.data.captions = {"kind": "any"} | captions
-    tokenizer = make_tokenizer(config.tokenizer, config.model.text.length)
-    return Stream(config.data, config.preprocess, 8, tokenizer, seed)
+        config.data.sources = (
+            {}
+            if sources == {}
+            else sources or {"noise": {"kind": "synthetic", "size": 12, "length": 50}}
+        )
+        config.data.features.text.captions = {"kind": "any"} | captions
+        config.data.features.image.size = 8
+        config.seed = seed
+    return Stream(config)
 
 
 def counted(sample):
@@ -209,16 +213,16 @@ def test_nothing_but_bad_records():
 def test_far_places_of_the_stream(place):
     """A run of 35 trillion samples would still be shuffled and mixed."""
     stream = make_stream({"a": noise(40, weight=1.0), "b": noise(1000, weight=2.5)})
-    number, record = stream.order[place]
+    number, record = stream.order.draw(place, 0)
     assert number in (0, 1)
     assert 0 <= record < (40, 1000)[number]
-    far = [stream.order[place + i] for i in range(35)]
+    far = [stream.order.draw(place + i, 0) for i in range(35)]
     assert 8 <= sum(number == 0 for number, _ in far) <= 12
 
 
 def test_mistakes():
     with pytest.raises(UserError, match="sources is empty"):
-        Stream({"sources": {}}, {}, 8, None, 0)
+        make_stream({})
     with pytest.raises(UserError, match="weight must be above 0"):
         make_stream({"a": noise(3, weight=0)})
     with pytest.raises(UserError, match="The source 'a' has no records"):

@@ -30,9 +30,9 @@ def get_config(arg=None):
     config.model.image.size = 64
     config.model.text.length = 8
     config.data.sources = {"mine": {"kind": "array_record", "files": FILES}}
-    config.data.regions.count = 2
+    config.data.features.regions = {"kind": "regions", "count": 2}
     config.preprocess.resize = "squash"
-    config.data.augment.update(crop="fit", flip=1.0)
+    config.data.features.image.augment.update(crop="fit", flip=1.0)
     return config
 """
 
@@ -118,7 +118,10 @@ def test_the_training_views_with_boxes_moved(files, tmp_path):
     assert set(moved) == {0.6}
     assert page.read_text().count(">a thing<") == 2 * 16
     no_regions = tmp_path / "none.html"
-    arguments = [f"--output={no_regions}", "--config.data.regions.count=0"]
+    config.write_text(
+        CONFIG.replace("FILES", repr(files)).replace("config.data.features.regions =", "_ =")
+    )
+    arguments = [f"--output={no_regions}"]
     assert main(["data", "inspect", f"--config={config}", *arguments]) == 0
     assert Tags(no_regions.read_text()).tags.count("rect") == 38
 

@@ -62,7 +62,8 @@ def check(
         args = jax.device_put(args, batch_sharding(mesh))
     names = ("image", "text", "scale", "bias")[: 4 if name == "sigmoid" else 3]
     function = jax.value_and_grad(lambda *a: loss(*a)[0], argnums=tuple(range(len(names))))
-    function = jax.jit(function)
+    # Optimised as in real runs, unlike other tests: the order of sums decides the last bits.
+    function = jax.jit(function, compiler_options={"xla_backend_optimization_level": "3"})
     for scale, tolerance in scales:
         case = oracle.case(image, text, scale=scale, bias=bias, **(expected or {}))
         want_value, want_grads = (wanted or getattr(oracle, name))(case)

@@ -13,7 +13,7 @@ from clipjax.losses import region_contrastive, softmax_contrastive
 from clipjax.losses.regions.contrastive import region_softmax
 from clipjax.losses.tiles import LAYOUTS
 from clipjax.mesh import batch_sharding, make_mesh
-from clipjax.step import make_losses
+from clipjax.objective import make_losses
 from tests.losses import oracle
 from tests.losses.test_contrastive import SCALES, unit
 
@@ -210,7 +210,7 @@ def test_a_batch_without_regions_is_the_loss_of_its_images():
     )
     batch = dict(region_mask=nothing, boxes=boxes)
     step = jax.jit(jax.value_and_grad(losses, has_aux=True))
-    (total, metrics), grads = step(outputs, batch, jnp.float32(0.0))
+    (total, (metrics, _)), grads = step(outputs, batch, jnp.float32(0.0))
     names = ("image_embedding", "text_embedding", "logit_scale")
     alone = jax.jit(jax.value_and_grad(lambda *a: softmax_contrastive(*a)[0], (0, 1, 2)))
     want, want_grads = alone(*(outputs[name] for name in names))
@@ -281,7 +281,8 @@ def test_gradient_cache():
 
     @functools.partial(jax.jit, static_argnums=2)
     def step(params, batch, chunks):
-        entry = functools.partial(region_softmax, batch=batch, mesh=mesh, conflict_threshold=0.6)
+        loss = functools.partial(region_softmax, batch=batch, mesh=mesh, conflict_threshold=0.6)
+        entry = lambda _, outputs: loss(outputs)  # noqa: E731
         return value_and_grad(encode, entry, params, batch, chunks)
 
     with jax.set_mesh(mesh):

@@ -17,7 +17,8 @@ from clipjax.models.bert import Bert
 from clipjax.models.options import BlockOptions
 from clipjax.models.quantize import KINDS, quantized_matmul
 from clipjax.models.transformer import Transformer
-from clipjax.step import init_state, make_losses, make_parts, make_step
+from clipjax.prepare import prepare
+from clipjax.step import init_state
 from clipjax.workdir import claim, resolve
 from tests.models.program import compiled_dtypes, product_dtypes, tpu_text
 from tests.tiny_run import tiny_config
@@ -200,13 +201,8 @@ def train(quantize, seed=0):
     """Losses of 30 steps of the real train step on one batch."""
     config = tiny_config("evals={}", "total_samples=30 steps", "optim.lr=0.003")
     config.model.quantize = quantize
-    config = resolve(config, epoch=100)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    parts = make_parts(config)
-    losses = make_losses(config.losses, mesh)
-    step = make_step(parts.model, losses, parts.optimizer, config, parts.rate)
-    step = jax.jit(step, donate_argnums=0)
-    state = init_state(parts.model, config, parts.optimizer, mesh)
+    run = prepare(config, make_mesh(config.mesh, jax.devices()[:1]))
+    state = init_state(run.model, run.config, run.optimizer, run.mesh)
     rng = np.random.default_rng(seed)
     side, length = config.model.image.size, config.model.text.length
     batch = {
@@ -218,9 +214,9 @@ def train(quantize, seed=0):
     }
     batch["text"][:, -1] = config.model.text.end_token
     found = []
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(run.mesh):
         for _ in range(30):
-            state, metrics = step(state, batch)
+            state, metrics = run.step(state, batch)
             found.append(float(metrics["loss"]))
     return found
 

@@ -1,8 +1,8 @@
 """Jobs over whole corpora as Apache Beam pipelines: new shards, filters, duplicates (docs/beam.md).
 
-python tools/beam/corpus.py filter 'web/*.tar' --output=small --filter=min_side=200 --filter="values={'language': 'en'}"
-python tools/beam/corpus.py dedup 'web/*.tar' --output=twice --distance=4
-python tools/beam/corpus.py reshard 'web/*.tar' --output=clean --remove=small --remove=twice --shuffle=0 --shards=512
+python -m tools.beam.corpus filter 'web/*.tar' --output=small --filter=min_side=200 --filter="values={'language': 'en'}"
+python -m tools.beam.corpus dedup 'web/*.tar' --output=twice --distance=4
+python -m tools.beam.corpus reshard 'web/*.tar' --output=clean --remove=small --remove=twice --shuffle=0 --shards=512
 
 filter and dedup write lists of records that are to be left out, and why; reshard writes the others. SOURCE is named as
 for `clipjax data convert`. All flags that are not listed here are Beam's: --runner (DirectRunner if there is none),
@@ -102,12 +102,8 @@ def start(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
       UserError: see the jobs.
     """
     modules = ("common", "dedup", "filtering", "phash", "reshard")
-    overrides, flags = begin("beam", flags, *modules)
-    import common
-    import dedup
-    import filtering
-    import reshard
-    import running
+    overrides, flags = begin("beam", flags, *(f"tools.beam.{name}" for name in modules))
+    from tools.beam import common, dedup, filtering, reshard, running
 
     job = common.open_job(named_data(args, overrides), args.output)
 
@@ -139,7 +135,7 @@ def begin(extra: str, flags: Sequence[str], *modules: str) -> tuple[list[str], l
     Args:
       extra: of clipjax, which brings Beam.
       flags: overrides of the config, and Beam's.
-      modules: in this folder.
+      modules: their full names; running.py's code stays here.
 
     Returns:
       (overrides, Beam's flags).
@@ -151,7 +147,7 @@ def begin(extra: str, flags: Sequence[str], *modules: str) -> tuple[list[str], l
     try:
         for name in modules:
             importlib.import_module(name)
-        import running
+        from tools.beam import running
     except ImportError as error:
         raise UserError(f"This job needs Apache Beam: pip install 'clipjax[{extra}]'.") from error
     finally:

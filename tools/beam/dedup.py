@@ -15,8 +15,11 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 from apache_beam.transforms import combiners
-from common import Job, read_all_records, write_removed
-from phash import (
+
+from clipjax.data.bad import BadRecord
+from clipjax.errors import UserError
+from tools.beam.common import Job, read_all_records, write_removed
+from tools.beam.phash import (
     MAX_DISTANCE,
     Blocks,
     best_blocks,
@@ -24,9 +27,6 @@ from phash import (
     fingerprint,
     forest,
 )
-
-from clipjax.data.bad import BadRecord
-from clipjax.errors import UserError
 
 EXACT = "exact copy"
 NEAR = "near duplicate"

@@ -4,11 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
-from common import SOURCE_BITS, Job, conditions, read_all_records, with_filters, write_removed
 
 from clipjax.data.bad import BadRecord
 from clipjax.data.filters import Filter
 from clipjax.errors import UserError
+from tools.beam.common import (
+    SOURCE_BITS,
+    Job,
+    conditions,
+    read_all_records,
+    with_filters,
+    write_removed,
+)
 
 
 def first_failing(record: Mapping[str, Any], filters: Sequence[tuple[str, Filter]]) -> str:

@@ -20,7 +20,13 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.transforms import combiners
 from apache_beam.utils.shared import Shared
-from common import (
+
+from clipjax import __version__
+from clipjax.data.commands.shards import Records, count_shards, parse_size
+from clipjax.data.commands.targets import make_target
+from clipjax.data.sources.files import filesystem, is_remote
+from clipjax.errors import UserError
+from tools.beam.common import (
     COUNTS,
     Job,
     Removed,
@@ -32,13 +38,7 @@ from common import (
     with_filters,
     write_summary,
 )
-from filtering import first_failing
-
-from clipjax import __version__
-from clipjax.data.commands.shards import Records, count_shards, parse_size
-from clipjax.data.commands.targets import make_target
-from clipjax.data.sources.files import filesystem, is_remote
-from clipjax.errors import UserError
+from tools.beam.filtering import first_failing
 
 LISTED = "in a list of --remove"
 

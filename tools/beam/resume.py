@@ -14,11 +14,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common import SUMMARY, join, write_file, write_summary
-
 from clipjax.data.commands.shards import as_json
 from clipjax.data.sources.files import filesystem, is_remote, patiently, read_all, size_of
 from clipjax.errors import UserError
+from tools.beam.common import SUMMARY, join, write_file, write_summary
 
 PROGRESS, PLAN = "progress", "plan.json"
 LINE = r"\d{5,}\.json"  # of a shard that is whole

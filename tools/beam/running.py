@@ -100,6 +100,6 @@ def _options(flags: Sequence[str]) -> tuple[PipelineOptions, bool]:
 
 
 def travels(*modules: str) -> None:
-    """Workers get the code of these modules with the pipeline: they have clipjax, but not this folder."""
+    """Workers get the code of these modules with the pipeline: they have clipjax, but not this checkout."""
     for name in modules:
         cloudpickle.register_pickle_by_value(sys.modules[name])

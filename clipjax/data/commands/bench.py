@@ -48,7 +48,7 @@ def bench(data: Named, seconds: float = 2.0, output: str | None = None) -> int:
     if output and os.path.exists(output):
         raise UserError(f"{output!r} is there already; choose another --json, or remove it.")
     stream = data.stream()
-    stages, places = Stages(data, stream), itertools.count()
+    stages, places = Stages(stream), itertools.count()
     work: dict[str, Callable[[int], Any]] = {
         "read": lambda _: stages.read(next(places)),
         "decode": stages.decode,
@@ -69,7 +69,7 @@ def bench(data: Named, seconds: float = 2.0, output: str | None = None) -> int:
     for _ in range(ROUNDS):
         for setting, pipeline in pipelines.items():
             speeds[setting] = max(speeds[setting], pipeline.rate(seconds / ROUNDS))
-    side, view = median(stages.sides), data.settings().model.image.size
+    side, view = median(stages.sides), stages.size
     sentence = wall(rates, speeds, cores, side, view)
     _print(rates, speeds, cores, sentence)
     if output:
@@ -119,8 +119,8 @@ def wall(
     advice = {
         "read": "write ArrayRecords to a local disk once (clipjax data convert), or give the source a window",
         "decode": decoding,
-        "augment": "leave out colour changes or rotation (config.data.augment), or interpolate bilinearly",
-        "tokenize": "use fewer or shorter captions a sample (config.data.captions)",
+        "augment": "leave out colour changes or rotation (features.image.augment), or interpolate bilinearly",
+        "tokenize": "use fewer or shorter captions a sample (features.text.captions)",
     }[slowest]
     where = (
         f"The wall is the stage {slowest!r}, {share:.0%} of a sample's time in one thread: {advice}"
@@ -147,7 +147,7 @@ def _print(
         table.add_row(name, f"{rates[name]:,.0f}", f"{1000 / rates[name]:.3f}", share, note)
         if name == "tokenize":
             rest = 1 - sum(rates[WHOLE] / rates[stage] for stage in STAGES)
-            note = "of a sample: filter, regions, book-keeping"
+            note = "of a sample: filter, further views and features, book-keeping"
             table.add_row("rest", "", f"{1000 * rest / rates[WHOLE]:.3f}", f"{rest:.0%}", note)
     for setting, speed in speeds.items():
         processes = f"data.workers={setting.workers}"

@@ -11,8 +11,8 @@ from PIL import Image
 
 from clipjax.data.augment import augment
 from clipjax.data.bad import BadRecord
-from clipjax.data.captions import make_captions
-from clipjax.data.commands.named import Named
+from clipjax.data.features.image import Image as Views
+from clipjax.data.features.text import Text
 from clipjax.data.picture import Picture
 from clipjax.data.pipeline import batches
 from clipjax.data.stream import Stream
@@ -26,41 +26,43 @@ class Stages:
     """Some records of a stream, prepared so that each stage can be run without the others.
 
     Args:
-      data: what was named.
-      stream: its stream.
+      stream: of samples with the features `image` and `text`.
 
     Attributes:
+      size: side of a view.
       sides: shorter sides of the pictures.
       jpegs: pictures that libjpeg-turbo decodes by itself.
 
     Raises:
-      UserError: none of the records can be used.
+      UserError: none of the records can be used, or a run without images or texts.
     """
 
-    def __init__(self, data: Named, stream: Stream):
-        section, config = data.data(), data.settings()
-        self._stream, self._size = stream, config.model.image.size
-        self._augment, self._fitting = dict(section["augment"]), dict(config.preprocess)
-        self._tokenizer, self._seed = data.tokenizer(), config.seed
-        entries = section["sources"].values()
-        policies = [make_captions(e.get("captions") or section["captions"]) for e in entries]
+    def __init__(self, stream: Stream):
+        image, text = (stream.features.made.get(name) for name in ("image", "text"))
+        if not isinstance(image, Views) or not isinstance(text, Text):
+            raise UserError(
+                "clipjax data bench times the features `image` and `text`, and config.data.features lacks one of them."
+            )
+        self._stream, self._image, self.size = stream, image, image.size
+        self._tokenizer = text.tokenizer
         self._views: list[_View] = []
         self._captions: list[tuple[Any, Any]] = []
         size = place = 0
         while place < 4 * RECORDS and len(self._views) < RECORDS and size < BYTES:
-            source, number = stream.order[place]
+            source, number = stream.order.draw(place, 0)
             place += 1
             try:
                 record = stream.sources[source][number]
-                policies[source](record, np.random.default_rng(0))
-                images = record["image"]
+                policy = text.policy(stream.names[source])
+                policy(record, np.random.default_rng(0))
+                images = record.get("image")
                 image = images[0] if isinstance(images, list | tuple) else images
                 view = _View(image)
                 self._recolour(view, len(self._views))
             except (BadRecord, IndexError):
                 continue
             self._views.append(view)
-            self._captions.append((policies[source], record | {"image": None}))
+            self._captions.append((policy, record | {"image": None}))
             size += len(image) + view.bytes
         if not self._views:
             raise UserError(
@@ -71,7 +73,7 @@ class Stages:
 
     def read(self, place: int) -> None:
         """Reads the record of a place of the stream."""
-        source, number = self._stream.order[place]
+        source, number = self._stream.order.draw(place, 0)
         with contextlib.suppress(BadRecord):
             self._stream.sources[source][number]
 
@@ -80,7 +82,7 @@ class Stages:
         self._views[number % len(self._views)].decode()
 
     def augment(self, number: int) -> None:
-        """Makes the view of a decoded picture: crop, resize, colours."""
+        """Makes the first view of a decoded picture: crop, resize, colours."""
         number %= len(self._views)
         self._recolour(self._views[number], number)
 
@@ -94,8 +96,8 @@ class Stages:
         simplejpeg.decode_jpeg(self.jpegs[number % len(self.jpegs)], "RGB")
 
     def _recolour(self, view: "_View", number: int) -> None:
-        rng = np.random.default_rng((self._seed, number))
-        augment(view, self._size, self._augment, self._fitting, rng)  # type: ignore[arg-type]
+        rng = np.random.default_rng(number)
+        augment(view, self.size, self._image.views[0], self._image.fitting, rng)  # type: ignore[arg-type]
 
 
 class _View:

@@ -15,7 +15,7 @@ from clipjax.data.commands.named import Named, open_source
 from clipjax.data.commands.shards import FILTERED
 from clipjax.data.filters import make_filter
 from clipjax.data.geometry import WHOLE
-from clipjax.data.order import Order
+from clipjax.data.orders.shuffle import Shuffle
 from clipjax.data.picture import Picture
 from clipjax.data.regions import check_box_format, draw_regions
 from clipjax.data.sources.rows import strings
@@ -55,9 +55,9 @@ def inspect(data: Named, limit: int = 1000, output: str | None = None) -> int:
         check_box_format(box_format, f"the source {name!r}")
         source, wanted = open_source(entry, name), make_filter(entry.get("filter"), name)
         facts, shown[name] = Facts(tokenizer, box_format), []
-        order = Order([len(source)], [1.0], 0)
+        order = Shuffle([len(source)], [1.0], 0)
         for place in range(min(limit, len(source))):
-            index = order[place][1]
+            index = order.draw(place, 0)[1]
             try:
                 record = source[index]
                 if wanted is not None and not wanted(record):
@@ -75,8 +75,8 @@ def inspect(data: Named, limit: int = 1000, output: str | None = None) -> int:
             if output and len(shown[name]) < max(1, PICTURES // len(data.entries)):
                 shown[name].append(Shown(index, record, box_format))
                 if stream is not None:
-                    rng = np.random.default_rng((data.config.seed, index))
-                    shown[name][-1].train(stream, tokenizer, number, record, rng)
+                    view = stream.view(number, index, record, (data.config.seed, index))
+                    shown[name][-1].train(stream.features, view)
         tables[name] = facts.table(len(source))
         _print(name, tables[name])
     if output:
@@ -105,15 +105,16 @@ class Facts:
         Raises:
           BadRecord: its pictures, captions or boxes cannot be used; then nothing of it is counted.
         """
-        images = record["image"]
+        images = record.get("image")
         images = list(images) if isinstance(images, list | tuple) else [images]
+        images = [image for image in images if image is not None]
         pictures = [Picture(image) for image in images]
-        if not pictures:
+        texts = strings(record.get("text"))
+        if not pictures and not texts:
             raise BadRecord("there is no image")
         for picture in pictures:
             picture.pixels(1 / 8)  # tells whether it is broken
-        texts = strings(record.get("text"))
-        if not any(text.strip() for text in texts):
+        if texts and not any(text.strip() for text in texts):
             raise BadRecord("text is empty")
         for picture in pictures:
             rng = np.random.default_rng(0)
@@ -131,7 +132,8 @@ class Facts:
         self._note("regions a record", 0 if boxes is None else len(boxes))
         for text in texts:
             self._note("words a caption", len(text.split()))
-            self._note("tokens a caption", len(self._tokenizer.encode(text)))
+            if self._tokenizer is not None:
+                self._note("tokens a caption", len(self._tokenizer.encode(text)))
         self._languages[str(record.get("language"))] += 1
 
     def table(self, length: int) -> dict[str, str]:
@@ -147,17 +149,19 @@ class Facts:
             found[f"left out: {reason}"] = f"{n:,} ({n / looked:.2%})"
         if not seen:
             return found
-        sizes = self._numbers["bytes a picture"]
-        found["pictures together"] = f"about {short_number(sum(sizes) / looked * length)}B"
-        found["formats"] = _shares(self._formats)
-        for name in ("width", "height", "longer / shorter side", "bytes a picture"):
-            found[name] = _quantiles(self._numbers[name])
-        for name in ("pictures a record", "captions a record", "words a caption"):
-            found[name] = _quantiles(self._numbers[name])
+        if self._formats:
+            sizes = self._numbers["bytes a picture"]
+            found["pictures together"] = f"about {short_number(sum(sizes) / looked * length)}B"
+            found["formats"] = _shares(self._formats)
+        sides = ("width", "height", "longer / shorter side", "bytes a picture")
+        each = ("pictures a record", "captions a record", "words a caption", "tokens a caption")
+        for name in (*sides, *each):
+            if self._numbers[name]:
+                found[name] = _quantiles(self._numbers[name])
         tokens = np.array(self._numbers["tokens a caption"])
-        found["tokens a caption"] = _quantiles(tokens)
-        row = self._tokenizer.length
-        found[f"longer than {row} tokens"] = f"{np.mean(tokens > row):.2%} of captions"
+        if len(tokens):
+            row = self._tokenizer.length
+            found[f"longer than {row} tokens"] = f"{np.mean(tokens > row):.2%} of captions"
         found["languages"] = _shares(self._languages)
         found["regions a record"] = _quantiles(self._numbers["regions a record"])
         return found

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.data.bad import BadRecord
+from clipjax.data.features import Features, View
 from clipjax.data.geometry import WHOLE
 from clipjax.data.picture import Picture
 from clipjax.data.regions import draw_regions
@@ -48,56 +49,64 @@ class Shown:
     """
 
     def __init__(self, index: int, record: Mapping[str, Any], box_format: str):
-        images = record["image"]
-        picture = Picture(images[0] if isinstance(images, list | tuple) else images)
-        self.index, self.size = index, picture.size
+        self.index, self.size, self.image = index, (0, 0), ""
         self.language = str(record.get("language"))
         self.texts = strings(record.get("text"))
-        scale = 2 * THUMB / max(picture.size)
-        self.image = thumbnail_uri(picture.pixels(scale), THUMB)
-        boxes = record.get("boxes")
-        every = {"count": 0 if boxes is None else len(boxes), "min_visible": 0.0, "min_side": 0.0}
-        rng = np.random.default_rng(0)
-        self.boxes, self.region_texts = draw_regions(
-            record, box_format, picture.size, WHOLE, every, rng
-        )
-        self.view: str | None = None
+        self.boxes: np.ndarray = np.zeros((0, 4), np.float32)
+        self.region_texts: list[str] = []
+        images = record.get("image")
+        image = images[0] if isinstance(images, list | tuple) else images
+        if image is not None:
+            self._show(Picture(image), record, box_format)
+        self.views: list[str] = []
+        self.trained = False
         self.view_boxes: np.ndarray = np.zeros((0, 4), np.float32)
         self.view_texts: list[str] = []
         self.view_regions: list[str] = []
         self.view_colours: list[int] = []  # those of the same regions as stored
         self.remark = ""
 
-    def train(
-        self,
-        stream: Any,
-        tokenizer: Any,
-        source: int,
-        record: Mapping[str, Any],
-        rng: np.random.Generator,
-    ) -> None:
-        """Adds the view that training would see: pixels, captions, and regions moved with the pixels."""
+    def _show(self, picture: Picture, record: Mapping[str, Any], box_format: str) -> None:
+        scale = 2 * THUMB / max(picture.size)
+        self.size, self.image = picture.size, thumbnail_uri(picture.pixels(scale), THUMB)
+        boxes = record.get("boxes")
+        every = {"count": 0 if boxes is None else len(boxes), "min_visible": 0.0, "min_side": 0.0}
+        rng = np.random.default_rng(0)
+        self.boxes, self.region_texts = draw_regions(
+            record, box_format, picture.size, WHOLE, every, rng
+        )
+
+    def train(self, features: Features, view: View) -> None:
+        """Adds what training would see: the views' pixels, captions, and regions moved with the pixels.
+
+        Args:
+          features: of the run, opened.
+          view: of this record, on which they have not run yet.
+        """
         try:
-            sample, _ = stream.sample(source, record, rng)
+            sample = features(view.record, view)
         except BadRecord as error:
             self.remark = str(error)
             return
-        self.view = thumbnail_uri(sample["image"], THUMB)
-        places = [
-            (text, place)
-            for place, entry in enumerate(record.get("region_text") or ())
-            for text in ([entry] if isinstance(entry, str) else entry or ())
+        self.trained = True
+        if "image" in sample:
+            pixels = sample["image"]
+            views = pixels if pixels.ndim == 4 else pixels[None]
+            self.views = [thumbnail_uri(one, THUMB) for one in views]
+        regions = view.captions.get("regions", [])
+        self.view_texts = [
+            text for name, texts in view.captions.items() if name != "regions" for text in texts
         ]
-        known = _by_ids(tokenizer, [*(text for text, _ in places), *self.texts])
-        colours = dict(reversed(places))
-        rows = np.atleast_2d(sample["text"])
-        self.view_texts = [_words(tokenizer, row, known) for row in rows]
         if "boxes" in sample:
-            mask_M = sample["region_mask"]
-            self.view_boxes = sample["boxes"][mask_M]
-            rows = sample["region_text"][mask_M]
-            self.view_regions = [_words(tokenizer, row, known) for row in rows]
-            self.view_colours = [colours.get(t, n) for n, t in enumerate(self.view_regions)]
+            places = [
+                (text, place)
+                for place, entry in enumerate(view.record.get("region_text") or ())
+                for text in ([entry] if isinstance(entry, str) else entry or ())
+            ]
+            colours = dict(reversed(places))
+            self.view_boxes = sample["boxes"][sample["region_mask"]]
+            self.view_regions = regions
+            self.view_colours = [colours.get(t, n) for n, t in enumerate(regions)]
 
 
 def write_page(
@@ -146,12 +155,17 @@ def _section(table: Mapping[str, str], shown: Sequence[Shown]) -> str:
 
 def _card(one: Shown) -> str:
     width, height = one.size
-    views = f"<div>{_frame(one.image, one.boxes, range(len(one.boxes)))}as stored, {width} × {height}</div>"
-    if one.view is not None:
-        views += f"<div>{_frame(one.view, one.view_boxes, one.view_colours)}as trained on</div>"
+    views = ""
+    if one.image:
+        stored = _frame(one.image, one.boxes, range(len(one.boxes)))
+        views = f"<div>{stored}as stored, {width} × {height}</div>"
+    for number, view in enumerate(one.views):
+        boxes, colours = (one.view_boxes, one.view_colours) if not number else ((), ())
+        which = f", view {number + 1}" if len(one.views) > 1 else ""
+        views += f"<div>{_frame(view, boxes, colours)}as trained on{which}</div>"
     parts = f"<div class=views>{views}</div>{_lines(one.texts)}"
     parts += _regions(one.region_texts, range(len(one.region_texts)))
-    if one.view is not None:
+    if one.trained:
         parts += f"<p class=part>trained on</p>{_lines(one.view_texts)}"
         parts += _regions(one.view_regions, one.view_colours)
     if one.remark:
@@ -183,17 +197,3 @@ def _regions(texts: Sequence[str], colours: Sequence[int]) -> str:
 def _cut(text: str) -> str:
     """A text that is not too long for the page."""
     return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
-
-
-def _by_ids(tokenizer: Any, texts: Sequence[str]) -> dict[bytes, str]:
-    """The texts of a record by their ids, as not every tokenizer can turn ids into texts."""
-    return (
-        {row.tobytes(): t for row, t in zip(tokenizer(texts), texts, strict=True)} if texts else {}
-    )
-
-
-def _words(tokenizer: Any, ids_L: np.ndarray, known: Mapping[bytes, str]) -> str:
-    found = known.get(np.ascontiguousarray(ids_L).tobytes())
-    if found is None and hasattr(tokenizer, "decode"):
-        found = tokenizer.decode(ids_L)
-    return f"{len(ids_L)} tokens" if found is None else found

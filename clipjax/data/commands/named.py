@@ -51,25 +51,21 @@ class Named:
         return base_config()
 
     def tokenizer(self) -> Any:
-        """The config's tokenizer; without a config CLIP's."""
-        from clipjax.data.tokenizers import make_tokenizer
+        """The tokenizer of the config's texts, None if it has none; without a config CLIP's."""
+        from clipjax.data.tokenizers import run_tokenizer
 
-        config = self.settings()
-        return make_tokenizer(config.tokenizer, config.model.text.length)
+        return run_tokenizer(self.settings())
 
-    def data(self) -> dict[str, Any]:
-        """The section `data` of the config with these sources alone."""
-        return self.settings().data.to_dict() | {"sources": self.entries}
+    def run(self) -> dict[str, Any]:
+        """The run's config with these sources alone, plain Python."""
+        config = self.settings().to_dict()
+        return config | {"data": config["data"] | {"sources": self.entries}}
 
     def stream(self) -> Any:
         """The training stream of these sources; see `clipjax.data.stream.Stream`."""
         from clipjax.data.stream import Stream
-        from clipjax.data.tokenizers import make_tokenizers
 
-        config = self.settings()
-        size = config.model.image.size
-        captions, regions = make_tokenizers(config)
-        return Stream(self.data(), config.preprocess, size, captions, config.seed, regions)
+        return Stream(self.run())
 
 
 def named(

@@ -13,7 +13,7 @@ from typing import Any
 from clipjax.data.bad import BadRecord
 from clipjax.data.commands.named import open_source
 from clipjax.data.filters import make_filter
-from clipjax.data.order import Order
+from clipjax.data.orders.shuffle import Shuffle
 from clipjax.data.sources import array_record
 from clipjax.errors import UserError
 from clipjax.log.writers import replace_file
@@ -59,7 +59,7 @@ class Records:
         Raises:
           UserError: the target cannot hold it, or the source's files cannot be read at all.
         """
-        index = place if self._order is None else self._order[place][1]
+        index = place if self._order is None else self._order.draw(place, 0)[1]
         try:
             record = self._source[index]
             if self._filter is not None and not self._filter(record):
@@ -94,10 +94,10 @@ class Records:
         Raises:
           UserError: none of those looked at can be written.
         """
-        order, length = Order([len(self)], [1.0], 0), len(self)
+        order, length = Shuffle([len(self)], [1.0], 0), len(self)
         found, reasons, draw = [], {}, 0
         while draw < min(length, DRAWS) and len(found) < SAMPLE:
-            fields, reason, _ = self.read(order[draw][1])
+            fields, reason, _ = self.read(order.draw(draw, 0)[1])
             draw += 1
             if fields is None:
                 reasons[reason] = reasons.get(reason, 0) + 1
@@ -118,7 +118,7 @@ class Records:
         self._source = open_source(self._entry, self._name)
         self._filter = make_filter(self._entry.get("filter"), self._name)
         seed = self._shuffle
-        self._order = None if seed is None else Order([len(self._source)], [1.0], seed)
+        self._order = None if seed is None else Shuffle([len(self._source)], [1.0], seed)
 
 
 def as_json(value: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from rich.table import Table
@@ -16,6 +16,10 @@ from clipjax.data.bad import BadRecord
 from clipjax.data.captions import make_captions, texts_of
 from clipjax.data.commands.hashes import GONE, UNREADABLE, Hashes, hash_images, open_text
 from clipjax.data.commands.named import Named, open_source
+from clipjax.data.features import FIRST, Features, View
+from clipjax.data.features.image import Image
+from clipjax.data.features.text import Text as Captions
+from clipjax.data.features.view import SOURCE_BITS
 from clipjax.data.geometry import WHOLE
 from clipjax.data.images import decode
 from clipjax.data.regions import check_box_format, draw_regions
@@ -38,9 +42,11 @@ def verify(
 ) -> int:
     """Checks the records of all named sources, prints a table of reasons, and how many records have each.
 
-    A record is bad for the first of: it cannot be read; its picture does not decode to the last pixel; a caption is no
+    A record is bad for the first of: it cannot be read; its image does not decode to the last pixel; a caption is no
     string or not UTF-8; there is no caption that the config's policy (without a config: anyone) could use; boxes are
-    not m x 4 finite numbers with as many texts, or lie outside; its picture's bytes have changed.
+    not m x 4 finite numbers with as many texts, or lie outside; a further feature of the config (labels, stored
+    vectors, ...) cannot use it; the bytes of its image have changed. Without a config a record needs an image and a
+    text, with one what the features ask for.
 
     Args:
       data: the sources.
@@ -62,12 +68,12 @@ def verify(
         raise UserError(f"{output!r} is there already; choose another --output, or remove it.")
     if hashes:
         data.one("--hashes")
-    policies = {n: _policy(data, entry) for n, entry in data.entries.items()}
+    asked = {name: Asked.of(data, name) for name in data.entries}
     counts: dict[str, collections.Counter[str]] = {}
     checked: dict[str, int] = {}
     with _Lines(output) as lines:
         for name, entry in data.entries.items():
-            work = Check(name, entry, policies[name], bool(hashes))
+            work = Check(name, entry, asked[name], bool(hashes))
             length = len(work.source) if limit is None else min(limit, len(work.source))
             counts[name], checked[name] = collections.Counter(), length
             with Hashes(hashes, whole=length == len(work.source)) as known:
@@ -86,13 +92,13 @@ class Check:
 
     Args:
       name, entry: of the source.
-      policy: makes captions of a record, or raises BadRecord.
+      asked: what a record must have.
       hashes: whether to hash pictures.
     """
 
-    def __init__(self, name: str, entry: Mapping[str, Any], policy: Any, hashes: bool):
+    def __init__(self, name: str, entry: Mapping[str, Any], asked: "Asked", hashes: bool):
         check_box_format(entry.get("box_format", "xyxy"), f"the source {name!r}")
-        self._name, self._entry, self._policy, self._hashes = name, dict(entry), policy, hashes
+        self._name, self._entry, self._asked, self._hashes = name, dict(entry), asked, hashes
 
     @functools.cached_property
     def source(self) -> Any:
@@ -109,7 +115,12 @@ class Check:
             record = self.source[index]
             if self._hashes:
                 digest = hash_images(record.get("image"))
-            check(record, self._entry.get("box_format", "xyxy"), self._policy)
+            check(record, self._entry.get("box_format", "xyxy"), self._asked)
+            if self._asked.features is not None:
+                number = list(self._asked.features.sources).index(self._name)
+                sample_id = (number << SOURCE_BITS) + index
+                view = View(record, number, self._name, self._entry, sample_id, (0, index, 0))
+                self._asked.features(record, view)
         except BadRecord as error:
             return index, str(error), digest
         except UserError:  # the files cannot be reached, which says nothing of the record
@@ -122,30 +133,61 @@ class Check:
         return {k: v for k, v in self.__dict__.items() if k != "source"}
 
 
-def check(record: Mapping[str, Any], box_format: str, policy: Any = None) -> None:
+class Asked(NamedTuple):
+    """What a record must have.
+
+    Attributes:
+      image: whether it needs one.
+      text: whether it needs one.
+      policy: a caption policy that must find one; None: any text that is not blank will do.
+      features: all of a config, to be run on every record, where there are others than text, image and regions.
+    """
+
+    image: bool = True
+    text: bool = True
+    policy: Any = None
+    features: Any = None
+
+    @classmethod
+    def of(cls, data: Named, name: str) -> "Asked":
+        """What is asked of the records of a source: by the config's features, or without a config."""
+        if data.config is None:
+            section = data.entries[name].get("captions")
+            return cls(policy=make_captions(section) if section else None)
+        features = Features(data.run())
+        text = features.made.get("text")
+        policy = text.policy(name) if isinstance(text, Captions) else None
+        image = any(isinstance(feature, Image) for feature in features.made.values())
+        if all(feature in FIRST for feature in features.made):
+            return cls(image, policy is not None, policy)
+        features.open()
+        return cls(image, policy is not None, policy, features)
+
+
+def check(record: Mapping[str, Any], box_format: str, asked: Asked = Asked()) -> None:  # noqa: B008
     """Checks one record, whatever a sample would draw of it.
 
     Args:
       record: a raw record.
       box_format: one of `regions.BOX_FORMATS`.
-      policy: a caption policy; None: any text that is not blank will do.
+      asked: what it must have.
 
     Raises:
       BadRecord: says what is wrong.
     """
     images = record.get("image")
     images = list(images) if isinstance(images, list | tuple) else [images]
-    if not images:
+    if asked.image and (not images or images[0] is None):
         raise BadRecord("there is no image")
-    sizes = [decode(image).size for image in images]
+    sizes = [decode(image).size for image in images if image is not None]
     try:
         for text in strings(record.get("text")):
             text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise BadRecord("text is not UTF-8") from error
-    if policy is not None:
-        policy(record, np.random.default_rng(0))
-    elif not texts_of(record):
+    if asked.policy is not None:
+        asked.policy(record, np.random.default_rng(0))
+    elif asked.text and not texts_of(record):
         raise BadRecord("text is empty")
     for size in sizes:
         draw_regions(record, box_format, size, WHOLE, _ALL, np.random.default_rng(0))
@@ -167,13 +209,6 @@ def _check(work: Check, length: int, workers: int) -> Iterator[tuple[int, str, s
     pieces = (range(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK))
     for found in each(work, pieces, workers):
         yield from found
-
-
-def _policy(data: Named, entry: Mapping[str, Any]) -> Any:
-    """The config's caption policy of a source; None without a config."""
-    if data.config is None:
-        return make_captions(entry["captions"]) if entry.get("captions") else None
-    return make_captions(entry.get("captions") or data.config.data.captions)
 
 
 def _report(counts: Mapping[str, collections.Counter[str]], checked: Mapping[str, int]) -> int:

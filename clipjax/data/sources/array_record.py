@@ -23,13 +23,13 @@ class ArrayRecords:
 
     Args:
       files: paths or patterns, see `files.expand`.
-      image, text, language: fields of pictures, captions and language tags, see `rows.record`.
+      image, text, language: fields of images, captions and language tags, see `rows.record`.
     """
 
     def __init__(
         self,
         files: str | Sequence[str],
-        image: str | None = None,
+        image: str | bool | None = None,
         text: str | Sequence[str] | None = None,
         language: str | None = None,
     ):

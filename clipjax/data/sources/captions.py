@@ -22,9 +22,12 @@ class Captions:
     Args:
       file: `.jsonl`, each line an object with `image` (path relative to the file) and `text` (a string or a list of
         them), or `.csv` with the columns `image` and `text`. Other keys are kept in the record. Blank lines are none.
+      image: whether there are images; with False none is looked for.
+      text: the same for texts.
     """
 
-    def __init__(self, file: str):
+    def __init__(self, file: str, image: bool = True, text: bool = True):
+        self._needs = tuple(k for k, there in (("image", image), ("text", text)) if there)
         path = Path(file)
         if not path.is_file():
             raise UserError(f"There is no caption file {file!r}.")
@@ -32,7 +35,7 @@ class Captions:
         self._reader, self._rows = Reader(), None
         try:
             if path.suffix == ".csv":
-                self._rows = _read_csv(path)
+                self._rows = _read_csv(path, self._needs)
             else:
                 self._place_Nx2 = _lines(path)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -43,19 +46,21 @@ class Captions:
             except BadRecord as error:
                 raise UserError(
                     f"The first row of {path} must have an 'image', the path of a picture, and a 'text', a string or a "
-                    f"list of them ({error})."
+                    f"list of them ({error}); image=False or text=False says that there are none."
                 ) from error
 
     def __len__(self) -> int:
         return len(self._place_Nx2 if self._rows is None else self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._row(index)
-        try:
-            image = (self._folder / row["image"]).read_bytes()
-        except (OSError, ValueError) as error:  # a name with a zero byte
-            raise BadRecord("image file cannot be read") from error
-        return {"language": "en"} | row | {"image": image, "text": strings(row["text"])}
+        row, image = self._row(index), None
+        if "image" in self._needs:
+            try:
+                image = (self._folder / row["image"]).read_bytes()
+            except (OSError, ValueError) as error:  # a name with a zero byte
+                raise BadRecord("image file cannot be read") from error
+        texts = strings(row["text"]) if "text" in self._needs else []
+        return {"language": "en"} | row | {"image": image, "text": texts}
 
     def _row(self, index: int) -> dict[str, Any]:
         """A row, checked.
@@ -76,11 +81,12 @@ class Captions:
                 raise BadRecord("json is broken") from error
         if not isinstance(row, dict):
             raise BadRecord("json is no object")
-        if not isinstance(row.get("image"), str):
+        if "image" in self._needs and not isinstance(row.get("image"), str):
             raise BadRecord("there is no image")
-        if row.get("text") is None:
-            raise BadRecord("text is empty")
-        strings(row["text"])
+        if "text" in self._needs:
+            if row.get("text") is None:
+                raise BadRecord("text is empty")
+            strings(row["text"])
         return row
 
 
@@ -95,12 +101,13 @@ def _lines(path: Path) -> np.ndarray:
     return np.array(places, np.int64).reshape(-1, 2)
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _read_csv(path: Path, needs: tuple[str, ...]) -> list[dict[str, Any]]:
     """All rows; bytes that are not UTF-8 stay as they are, and make their row a bad one."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        if not {"image", "text"} <= set(reader.fieldnames or ()):
+        if not set(needs) <= set(reader.fieldnames or ()):
             raise UserError(
-                f"{path} must have the columns 'image' and 'text', not {reader.fieldnames}."
+                f"{path} must have the columns {' and '.join(map(repr, needs))}, not {reader.fieldnames}; "
+                "image=False or text=False says that there are none."
             )
         return list(reader)

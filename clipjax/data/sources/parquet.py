@@ -24,7 +24,7 @@ class Parquet:
 
     Args:
       files: paths or patterns, see `files.expand`, or one list of them, see `lists`; local or remote.
-      image, text, language: columns of pictures, captions and language tags, see `rows.record`.
+      image, text, language: columns of images, captions and language tags, see `rows.record`.
       columns: other columns to keep; None: all.
       groups: how many row groups to keep in memory, of each process.
     """
@@ -32,7 +32,7 @@ class Parquet:
     def __init__(
         self,
         files: str | Sequence[str],
-        image: str | None = None,
+        image: str | bool | None = None,
         text: str | Sequence[str] | None = None,
         language: str | None = None,
         columns: Sequence[str] | None = None,
@@ -124,7 +124,7 @@ class Parquet:
         texts = [text] if isinstance(text, str) else list(text or ())
         named = [c for c in (image, *texts, language, *self._columns) if c]
         return (
-            named if image and texts else None
+            named if image is not None and texts else None
         )  # which ones it takes by itself is not known before
 
     def _file(self, number: int) -> Any:

@@ -13,7 +13,7 @@ LANGUAGES = ("language", "LANGUAGE", "lang")
 
 def record(
     row: Mapping[str, Any],
-    image: str | None = None,
+    image: str | bool | None = None,
     text: str | Sequence[str] | None = None,
     language: str | None = None,
 ) -> dict[str, Any]:
@@ -22,7 +22,8 @@ def record(
     Args:
       row: column -> value. Pictures are bytes, arrays, or `{"bytes": ..., "path": ...}` as in Hugging Face's data sets;
         texts are strings, UTF-8 bytes, or lists of such.
-      image: the picture's column; None: the first of `IMAGES` that is there.
+      image: the image's column; None: the first of `IMAGES` that is there; False: the data set has no images, and the
+        record's `image` is None.
       text: the captions' columns, all of them; None: the first of `TEXTS` that is there. Several also stay under their
         names, so that a caption policy can tell them apart.
       language: the column of the language's tag; None: the first of `LANGUAGES`; without any, "en".
@@ -30,14 +31,15 @@ def record(
     Raises:
       BadRecord: no picture, or a text that is not UTF-8.
     """
-    image = image or next((k for k in IMAGES if row.get(k) is not None), "image")
+    if image is None:
+        image = next((k for k in IMAGES if row.get(k) is not None), "image")
     texts = [text] if isinstance(text, str) else text
     texts = texts or [k for k in TEXTS if row.get(k) is not None][:1]
     language = language or next((k for k in LANGUAGES if row.get(k)), "language")
-    picture = row.get(image)
+    picture = row.get(image) if image else None
     if isinstance(picture, Mapping):
         picture = picture.get("bytes")
-    if picture is None:
+    if picture is None and image is not False:
         raise BadRecord("there is no image")
     known = {image, language, *(texts if len(texts) == 1 else ())}
     return {k: v for k, v in row.items() if k not in known} | {

@@ -25,7 +25,7 @@ class Tars:
 
     Args:
       shards: paths or patterns, see `files.expand`, or one list of them, see `lists`; local or remote.
-      image: the picture's extension; None: whichever of jpg, png, webp, ... is there.
+      image: the image's extension; None: whichever of jpg, png, webp, ... is there; False: there are none.
       text: where captions stand: extensions, and keys of the json; all that are there are captions of the picture.
         None: the txt, or else the json's caption.
       language: the json's key of a language tag; None: "language", if there is one.
@@ -37,7 +37,7 @@ class Tars:
     def __init__(
         self,
         shards: str | Sequence[str],
-        image: str | None = None,
+        image: str | bool | None = None,
         text: str | Sequence[str] | None = None,
         language: str | None = None,
         index: str | None = None,
@@ -90,6 +90,8 @@ class Tars:
         image, text, _ = self._settings
         texts = ["txt"] if text is None else [text] if isinstance(text, str) else list(text)
         pictures = [image] if image else [k for k in IMAGES if k in places][:1]
+        if image is False:
+            pictures = []
         return [f for f in ("json", *texts, *pictures, "cls") if f in places]
 
     def _index(self, shard: int) -> tar_index.TarIndex:

@@ -26,7 +26,7 @@ class TFDS:
         name: str,
         split: str = "train",
         data_dir: str | None = None,
-        image: str | None = None,
+        image: str | bool | None = None,
         text: str | Sequence[str] | None = None,
         language: str | None = None,
     ):

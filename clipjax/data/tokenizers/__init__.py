@@ -2,18 +2,21 @@
 
 A tokenizer has `length`, `vocab_size` and `pad_id`; `encode(text)` gives all ids of one text, `__call__(texts)` cuts
 and pads to the length as the original does, `encode_rows(texts)` tells with it which texts were cut (padding may be an
-id that texts hold too, as SigLIP's is, so the rows do not tell); `save(directory)` and `load(config, directory)` are
-inverse, so that a checkpoint can carry it. docs/tokenizers.md: which settings belong to which model.
+id that texts hold too, as SigLIP's is, so the rows do not tell); `decode(ids)` gives the text back; `save(directory)`
+and `load(config, directory)` are inverse, so that a checkpoint can carry it. docs/tokenizers.md: which settings belong
+to which model.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from clipjax import registry
-from clipjax.errors import UserError
 
 KINDS = {
     "absent": "clipjax.data.tokenizers.absent:Absent",
@@ -42,33 +45,51 @@ class Tokenizer(Protocol):
         """int32 [n, length], cut and padded."""
         ...
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids or of a row, without special tokens and padding."""
+        ...
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Writes the files it needs and returns the config for `load`."""
         ...
 
 
 def make_tokenizer(config: Mapping[str, Any], length: int) -> Tokenizer:
-    """The tokenizer of a run's config: `kind` and its settings, with the text tower's length."""
+    """The tokenizer of a config section, `kind` and its settings, with rows of `length` ids.
+
+    Its files are read once: as long as anyone holds the tokenizer, who asks for the same gets that one.
+    """
     settings = dict(config)
-    kind = settings.pop("kind")
-    return registry.call(
-        registry.lookup(kind, KINDS, "tokenizer"), settings, f"Tokenizer {kind!r}", length=length
-    )
-
-
-def make_tokenizers(config: Mapping[str, Any]) -> tuple[Tokenizer, Tokenizer]:
-    """A run's tokenizers of captions and of region texts, which may be shorter (`data.regions.text_length`)."""
-    length = config["model"]["text"]["length"]
-    region_length = config["data"]["regions"]["text_length"]
-    whole = isinstance(region_length, int) and not isinstance(region_length, bool)
-    if region_length is not None and not (whole and region_length > 0):
-        raise UserError(
-            f"data.regions.text_length must be a whole number above 0, or None, not {region_length!r}."
+    key = json.dumps((settings, length), sort_keys=True, default=repr)
+    found = _made.get(key)
+    if found is None:
+        kind = settings.pop("kind")
+        found = registry.call(
+            registry.lookup(kind, KINDS, "tokenizer"),
+            settings,
+            f"Tokenizer {kind!r}",
+            length=length,
         )
-    captions = make_tokenizer(config["tokenizer"], length)
-    if region_length is None:
-        return captions, captions
-    return captions, make_tokenizer(config["tokenizer"], region_length)
+        with contextlib.suppress(TypeError):  # a class that takes no weak references
+            _made[key] = found
+    return found
+
+
+_made: weakref.WeakValueDictionary[str, Tokenizer] = weakref.WeakValueDictionary()
+
+
+def run_tokenizer(config: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer with which a run's model reads texts, which its checkpoints carry; None if nothing reads any.
+
+    Its rows are as long as the text tower's, or, where the model has no part `text`, as those of the feature `text`.
+    """
+    tower = config["model"].get("text") or {}
+    feature = config["data"]["features"].get("text") or {}
+    length = tower.get("length") or feature.get("length")
+    if length is None:
+        return None
+    section = config["tokenizer"] if tower else feature.get("tokenizer") or config["tokenizer"]
+    return make_tokenizer(section, length)
 
 
 def load_tokenizer(config: Mapping[str, Any], directory: Path) -> Tokenizer:

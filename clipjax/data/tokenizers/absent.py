@@ -1,6 +1,6 @@
 """In place of a tokenizer that a checkpoint came without: it knows its rows, and refuses texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -42,6 +42,10 @@ class Absent:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Raises UserError, unless there are no texts."""
         return self.encode_rows(texts)[0]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Raises UserError."""
+        raise self._refuse()
 
     def save(self, directory: Path) -> dict[str, Any]:
         """The config that `load` takes."""

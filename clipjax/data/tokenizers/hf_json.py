@@ -112,6 +112,9 @@ class HFTokenizer(OfFile):
         encodings = self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Writes the file, byte for byte, into `directory`; returns the config that `load` takes.
 

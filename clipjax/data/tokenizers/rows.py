@@ -74,6 +74,19 @@ class Rows:
         """One text's ids with what surrounds them, not cut."""
         return [*self.before, *ids, *self.after]
 
+    def own(self, ids: list[int]) -> list[int]:
+        """A text's own ids: without padding, `before`, and as much of `after` as is there."""
+        end = len(ids)
+        while end and ids[end - 1] == self.pad_id:
+            end -= 1
+        ids = ids[:end]
+        if self.before and ids[: len(self.before)] == list(self.before):
+            ids = ids[len(self.before) :]
+        for n in range(len(self.after), 0, -1):  # padding may be the end's own id
+            if ids[-n:] == list(self.after[:n]):
+                return ids[:-n]
+        return ids
+
     def fill(self, texts: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Rows, int32 [n, length], and which of the texts were cut, bool [n]."""
         ids_NxL = np.full((len(texts), self.length), self.pad_id, np.int32)
@@ -89,9 +102,10 @@ class Rows:
 
 
 class OfFile:
-    """A tokenizer of a file: a subclass has `_ids`, a text's own ids, and `_rows`, what becomes of them."""
+    """A tokenizer of a file: a subclass has `_ids`, a text's own ids, `_rows`, what becomes of them, and `_text`."""
 
     _rows: Rows
+    vocab_size: int
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         raise NotImplementedError
@@ -107,6 +121,23 @@ class OfFile:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Token ids, int32 [n, length], cut and padded. One str is taken as a list of one."""
         return self.encode_rows(texts)[0]
+
+    def _text(self, ids: list[int]) -> str:
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids of `encode` or of a row of `__call__`, without padding and what surrounds a text.
+
+        Raises:
+          UserError: an id outside of the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise UserError(
+                    f"The tokenizer has no id {i}; its ids are 0 to {self.vocab_size - 1}."
+                )
+        return self._text(self._rows.own(ids))
 
     @classmethod
     def load(cls, config: dict[str, Any], directory: Path) -> Self:

@@ -83,6 +83,9 @@ class SentencePiece(OfFile):
         clean, encode = cleaner(self._clean, self._repair), self._processor.encode
         return [encode(clean(text)) for text in checked_texts(texts, self.kind)]
 
+    def _text(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Writes the model, byte for byte, into `directory`; returns the config that `load` takes.
 

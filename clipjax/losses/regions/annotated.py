@@ -22,8 +22,8 @@ def annotated(
     for field in ("region_mask", "boxes"):
         if field not in batch:
             raise UserError(
-                f"The loss {name!r} needs {field!r} in the batch; set config.data.regions.count (CLOC: 4) "
-                "and read a source that has regions."
+                f"The loss {name!r} needs {field!r} in the batch; set config.data.features.regions to "
+                "{'kind': 'regions', 'count': 4} and read a source that has regions."
             )
     for output in needs:
         if output in outputs:

@@ -25,6 +25,8 @@ class RegionDualEncoder(DualEncoder, kw_only=True):
 
     regions: nn.Module
 
+    needs = ("image", "text", "boxes", "region_text")
+
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False) -> dict[str, Any]:
         """As `DualEncoder`, and what the batch asks of its regions.
 
@@ -75,5 +77,5 @@ class RegionDualEncoder(DualEncoder, kw_only=True):
         ):
             raise UserError(
                 f"Region texts of {length} tokens are shorter than the text tower's {self.text.length}, and this tower "
-                "sees padding, so that they would mean something else; set data.regions.text_length to None."
+                "sees padding, so that they would mean something else; set data.features.regions.text_length to None."
             )

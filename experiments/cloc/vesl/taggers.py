@@ -1,7 +1,7 @@
 """Taggers of English words with Penn Treebank's tags. `--tagger` is a key of `KINDS` or an import path.
 
 A tagger has `load()`, which is called once in every process; `tokens(text)`, the words of a lower-case text; and
-`tags(words)`, [(word, tag), ...]. docs/vesl.md holds them against each other.
+`tags(words)`, [(word, tag), ...]. experiments/cloc/vesl/README.md holds them against each other.
 """
 
 import re
@@ -35,7 +35,7 @@ class TextBlobTagger:
     """TextBlob's lexicon of 94,000 words, and Brill's rules for unknown words and for context.
 
     It is the English tagger of Pattern (De Smedt and Daelemans 2012). TextBlob's own `tags` leave the rules for context
-    out, with which fewer nouns are lost (docs/vesl.md).
+    out, with which fewer nouns are lost (experiments/cloc/vesl/README.md).
     """
 
     def load(self) -> None:

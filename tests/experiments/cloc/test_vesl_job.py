@@ -1,4 +1,4 @@
-"""tools/beam/vesl.py: regions for a data set, whatever the workers, after any kill, and a training run reads them."""
+"""VESL's job: regions for a data set, whatever the workers, after any kill, and a training run reads them."""
 
 import json
 import shutil
@@ -13,13 +13,8 @@ import pytest
 
 pytest.importorskip("apache_beam")
 pytest.importorskip("textblob")
-HERE = Path(__file__).resolve().parent
-COMMAND = HERE.parent / "tools" / "beam" / "vesl.py"
-sys.path.insert(0, str(COMMAND.parent))
-
-import common  # noqa: E402
-import corpus  # noqa: E402
-import vesl  # noqa: E402
+ROOT = Path(__file__).resolve().parents[3]
+COMMAND = ("-m", "experiments.cloc.vesl.job")
 
 from clipjax.data.commands.targets import make_target  # noqa: E402
 from clipjax.data.sources import array_record, make_source  # noqa: E402
@@ -27,11 +22,14 @@ from clipjax.data.tokenizers import make_tokenizer  # noqa: E402
 from clipjax.defaults import base_config  # noqa: E402
 from clipjax.errors import UserError  # noqa: E402
 from experiments.cloc.score_vesl import row, score_folder  # noqa: E402
+from experiments.cloc.vesl import job as vesl  # noqa: E402
 from experiments.cloc.vesl.captioners import FieldCaptioner  # noqa: E402
 from experiments.cloc.vesl.taggers import TextBlobTagger  # noqa: E402
-from tests import tiny_vesl  # noqa: E402
+from tests.experiments.cloc import tiny_vesl  # noqa: E402
 from tests.tiny_pictures import jpeg, noise  # noqa: E402
+from tools.beam import common, corpus  # noqa: E402
 
+PARTS = "tests.experiments.cloc.tiny_vesl"
 COUNT = 90
 NOISE = ["--detector.miss=0.1", "--detector.jitter=0.05", "--detector.score_noise=0.5"]
 ARGUMENTS = ["--detector=truth", "--shards=6", "--batch=4"]
@@ -133,7 +131,7 @@ def test_filter_remove_phrases_and_config(tmp_path):
     flags = [
         *data,
         f"--output={tmp_path / 'out'}",
-        "--detector=tests.tiny_vesl:Fussy",
+        "--detector=tests.experiments.cloc.tiny_vesl:Fussy",
         "--shards=2",
     ]
     flags += ["--filter=values={'language': {'en', 'fr'}}", f"--remove={tmp_path / 'few'}"]
@@ -180,7 +178,7 @@ def test_a_model_that_falls_over_at_the_end_of_a_shard_loses_nothing(tmp_path, m
     bad = numbered(30) | {"image": b"no picture"}
     array_record.write([*map(numbered, range(30)), bad], tmp_path / "data.arrayrecord")
     flags = [tmp_path / "data.arrayrecord", f"--output={tmp_path / 'out'}", "--shards=2"]
-    flags += ["--detector=tests.tiny_vesl:Fragile", "--batch=4"]
+    flags += ["--detector=tests.experiments.cloc.tiny_vesl:Fragile", "--batch=4"]
     monkeypatch.setattr(tiny_vesl.Fragile, "at", 22)
     with pytest.raises(UserError, match=r"The last 8 records of shard 1 have failed.*\(detector f"):
         start(*flags)
@@ -195,13 +193,13 @@ def test_a_model_that_falls_over_at_the_end_of_a_shard_loses_nothing(tmp_path, m
 
 def test_a_disk_that_fails_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_vesl.Gone, "looks", 0)
-    flags = ["--detector=tests.tiny_vesl:Fussy", "--shards=1"]
+    flags = ["--detector=tests.experiments.cloc.tiny_vesl:Fussy", "--shards=1"]
     with pytest.raises(UserError, match=r"^Record 0 cannot be read \(OSError: the disk is gone\)"):
-        start("tests.tiny_vesl:Gone", f"--output={tmp_path / 'out'}", *flags)
+        start("tests.experiments.cloc.tiny_vesl:Gone", f"--output={tmp_path / 'out'}", *flags)
 
 
 def test_a_shard_that_cannot_be_noted_is_said(tmp_path):
-    import label_regions
+    from experiments.cloc.vesl import label_regions
 
     data = tmp_path / "data.arrayrecord"
     array_record.write([numbered(0)], data)
@@ -219,7 +217,7 @@ def test_a_shard_that_cannot_be_noted_is_said(tmp_path):
 
 
 def test_what_is_dropped_need_not_fit_and_takes_no_room(tmp_path):
-    flags = ["tests.tiny_vesl:Odd", "--detector=tests.tiny_vesl:Fussy", "--shard-size=100kB"]
+    flags = [f"{PARTS}:Odd", f"--detector={PARTS}:Fussy", "--shard-size=100kB"]
     with pytest.raises(UserError, match=r"cannot hold the field 'created'.*--drop created"):
         start(*flags, f"--output={tmp_path / 'out'}")
     drop = ["--drop=created", "--drop=large", "--drop=large"]
@@ -231,11 +229,11 @@ def test_what_is_dropped_need_not_fit_and_takes_no_room(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_job_goes_on_with_other_workers_to_the_same_bytes(scenes, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))  # for workers, which import the detector
-    slow = ["--detector=tests.tiny_vesl:SlowTruth", *ARGUMENTS[1:], *NOISE]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for workers, which import the detector
+    slow = ["--detector=tests.experiments.cloc.tiny_vesl:SlowTruth", *ARGUMENTS[1:], *NOISE]
     start(scenes, f"--output={tmp_path / 'whole'}", *slow)
     output = tmp_path / "killed"
-    command = [sys.executable, COMMAND, scenes, f"--output={output}", *slow]
+    command = [sys.executable, *COMMAND, scenes, f"--output={output}", *slow]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while len(list(output.glob("progress/0*.json"))) < 2:
@@ -273,8 +271,10 @@ def test_a_job_that_has_ended_does_nothing_and_loses_nothing(scenes, labels, tmp
 
 
 def test_bad_records_are_counted_and_end_nothing(tmp_path):
-    models = ["--detector=tests.tiny_vesl:Fussy", "--shards=3"]
-    summary = start("tests.tiny_vesl:Hostile", f"--output={tmp_path / 'out'}", *models)
+    models = ["--detector=tests.experiments.cloc.tiny_vesl:Fussy", "--shards=3"]
+    summary = start(
+        "tests.experiments.cloc.tiny_vesl:Hostile", f"--output={tmp_path / 'out'}", *models
+    )
     assert summary["written"] == 4
     assert summary["left_out"] == {
         "detector fails (ZeroDivisionError)": 4,
@@ -288,7 +288,12 @@ def test_bad_records_are_counted_and_end_nothing(tmp_path):
     captions = tmp_path / "captions.csv"
     captions.write_text("key,text\n1,a cat\n")
     file = ["--captioner=file", f"--captioner.file={captions}", "--captioner.key=key"]
-    none = ["tests.tiny_vesl:Hostile", f"--output={tmp_path / 'none'}", *models, *file]
+    none = [
+        "tests.experiments.cloc.tiny_vesl:Hostile",
+        f"--output={tmp_path / 'none'}",
+        *models,
+        *file,
+    ]
     with pytest.raises(UserError, match=r"None of 24 records.* has the field 'key'"):
         start(*none)
     captions.write_text("key,text\n99,a cat\n")
@@ -349,7 +354,7 @@ def test_mistakes_are_said_before_anything_runs(scenes, tmp_path):
 
 
 def test_what_a_job_has_not_written_is_neither_taken_over_nor_removed(tmp_path):
-    import resume
+    from tools.beam import resume
 
     plan, work = {"shards": 2}, tmp_path / "work"
     theirs = [work / "progress" / "notes.txt", work / ".mypart" / "x", work / ".part-1" / "x"]
@@ -379,7 +384,7 @@ def test_what_a_job_has_not_written_is_neither_taken_over_nor_removed(tmp_path):
 
 
 def test_a_plan_that_cannot_be_read_is_not_taken_for_none(tmp_path, monkeypatch):
-    import resume
+    from tools.beam import resume
 
     resume.Progress(str(tmp_path), {"shards": 2}).close()
     monkeypatch.setattr("clipjax.data.sources.files.PAUSES", ())
@@ -401,7 +406,7 @@ def test_what_a_worker_says_is_one_sentence(scenes, tmp_path, monkeypatch):
 
 
 def test_another_process_is_waited_for(scenes, tmp_path):
-    import resume
+    from tools.beam import resume
 
     plan = {"shards": 1}
     first = resume.Progress(str(tmp_path), plan)
@@ -413,7 +418,8 @@ def test_another_process_is_waited_for(scenes, tmp_path):
 
 def test_a_remote_folder_goes_on_too(scenes, labels):
     import fsspec
-    import resume
+
+    from tools.beam import resume
 
     folder, summary = labels
     output, memory = "memory://vesl-test", fsspec.filesystem("memory")

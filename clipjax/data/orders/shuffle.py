@@ -1,15 +1,15 @@
-"""Which record stands where in the endless stream: keyed permutations and proportions, of O(1) time and memory."""
+"""Every record once an epoch, the sources mixed by weight: keyed permutations, of O(1) time and memory."""
 
 import functools
-import hashlib
-import math
 from collections.abc import Sequence
 
 import grain
 import numpy as np
 
+from clipjax.data.orders.records import Records, hash32, hashed
 
-class Order:
+
+class Shuffle:
     """Random access to (source, record) by place.
 
     Each source is shuffled anew every epoch of its own, and the sources are mixed by weight, evenly also at the small
@@ -44,14 +44,11 @@ class Order:
         ]
         self._mix = places[0] if len(places) == 1 else grain.MapDataset.mix(places, list(weights))
 
-    def __getitem__(self, place: int) -> tuple[int, int]:
-        return self.draw(place, 0)
-
     def draw(self, place: int, number: int) -> tuple[int, int]:
         """(source, record) of a place, or the `number`-th replacement for it: any record of the same source."""
         source, position = self._mix[place]
         if number:
-            return source, _hash(8, self._seed, place, number) * self._lengths[source] >> 64
+            return source, hashed(8, self._seed, place, number) * self._lengths[source] >> 64
         return source, int(self._sources[source][position])
 
 
@@ -89,18 +86,6 @@ def _shuffled(length: int, seed: int, window: tuple[int, int] | None):
     return grain.MapDataset.range(length).seed(seed).shuffle().repeat()
 
 
-def hash32(*numbers: int) -> np.uint32:
-    """32 bits that some numbers decide, the same everywhere."""
-    return np.uint32(_hash(4, *numbers))
-
-
-def _hash(size: int, *numbers: int) -> int:
-    text = ",".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=size).digest(), "little")
-
-
-def check_weight(weight: float) -> bool:
-    """Whether a number can be a source's weight."""
-    return (
-        isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
-    )
+def shuffle(records: Records) -> Shuffle:
+    """The kind `shuffle` of config.data.order: see `Shuffle`."""
+    return Shuffle(records.lengths, records.weights, records.seed, records.windows)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tests import tiny_vesl
+from tests.experiments.cloc import tiny_vesl
 from tests.tiny_pictures import jpeg, noise
 
 pytest.importorskip("textblob")

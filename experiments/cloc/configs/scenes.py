@@ -1,6 +1,6 @@
 """CLOC in minutes on two CPU cores: composed scenes of the bundled drawings, evaluated on a style never trained on.
 
-`configs/cloc_scenes.py:ARM` is one arm of the comparison in experiments/cloc/README.md:
+`experiments/cloc/configs/scenes.py:ARM` is one arm of the comparison in experiments/cloc/README.md:
 
   cloc           the paper's objective: image-text, region-text, grounding
   roi_align      its baseline: RoI-Align in place of the Prompter, so no grounding
@@ -64,12 +64,12 @@ def get_config(arg="cloc"):
     backgrounds = ("plain", "gradient", "photos")
     config.data.sources = {"scenes": SCENES | {"length": 20_000, "backgrounds": backgrounds}}
     # Nothing is cropped: a caption names all that is there.
-    config.data.augment.update(
+    config.data.features.image.augment.update(
         crop="fit", brightness=0.3, contrast=0.3, saturation=0.4, hue=0.05, grayscale=0.05
     )
     if arg != "clip":
         count = {"m1": 1, "m2": 2}.get(arg, 4)
-        config.data.regions.update(count=count, text_length=10)
+        config.data.features.regions = {"kind": "regions", "count": count, "text_length": 10}
         threshold = 2.0 if arg == "no_filter" else 0.9
         config.losses.regions = {"kind": "region_softmax", "conflict_threshold": threshold}
     if arg not in ("clip", "roi_align", "no_grounding"):

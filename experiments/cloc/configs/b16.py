@@ -1,8 +1,7 @@
 """CLOC, ViT-B/16, from nothing: Chen et al. 2025 (arXiv 2410.02746), sections 3 and 5 and appendix.
 
-The data is what `tools/beam/vesl.py` writes (docs/vesl.md): records with an alt-text, a long synthetic caption, boxes
-and their phrases. No vocabulary is bundled: bring T5's SentencePiece model. The larger models are configs/cloc_l14.py
-and configs/cloc_h14.py.
+The data is what VESL writes (experiments/cloc/vesl): records with an alt-text, a long synthetic caption, boxes and
+their phrases. No vocabulary is bundled: bring T5's SentencePiece model. The larger models are l14.py and h14.py.
 """
 
 from clipjax.defaults import base_config
@@ -20,15 +19,18 @@ def get_config(arg="ViT-B-16"):
     config.model = model(arg)
     config.preprocess.update(resize="longest", interpolation="bilinear")
     # Boxes go where their pixels go under any crop, but the paper pads and never crops.
-    config.data.augment.crop = "fit"
+    config.data.features.image.augment.crop = "fit"
     config.data.sources = {
         "labelled": {"kind": "array_record", "files": "labelled/*.arrayrecord"},
     }
     # VeCLIP's mixture, which the paper inherits: alt-text or synthetic caption, each as likely.
-    config.data.captions = {"kind": "choice", "fields": {"text": 0.5, "captions": 0.5}}
+    config.data.features.text.captions = {
+        "kind": "choice",
+        "fields": {"text": 0.5, "captions": 0.5},
+    }
     # A phrase is 2.1 tokens long on average. A causal tower reads nothing behind its end, so 16 tokens give what the
     # paper's 77 give, at a fifth of the cost; longer ones are cut, and counted.
-    config.data.regions.update(count=4, text_length=16)
+    config.data.features.regions = {"kind": "regions", "count": 4, "text_length": 16}
     config.tokenizer = {
         "kind": "sentencepiece",
         "source": "t5.model",

@@ -11,9 +11,6 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms import combiners
-from common import Job
-from reshard import Cut, WriteShard, plan_of, shards_of, summary_of
-from resume import Progress, finish, note_shard
 
 from clipjax.data.bad import BadRecord
 from clipjax.data.commands.shards import fingerprint
@@ -21,6 +18,9 @@ from clipjax.data.commands.targets import make_target
 from clipjax.errors import UserError
 from experiments.cloc.vesl.guard import AT_THE_END
 from experiments.cloc.vesl.label import Labelled, Labeller
+from tools.beam.common import Job
+from tools.beam.reshard import Cut, WriteShard, plan_of, shards_of, summary_of
+from tools.beam.resume import Progress, finish, note_shard
 
 TO = "array_record"  # regions are arrays and lists of texts, which other layouts would change
 

@@ -1,7 +1,7 @@
-"""VESL, CLOC's labelling of regions, over a data set as an Apache Beam pipeline (docs/vesl.md).
+"""VESL, CLOC's labelling of regions, over a data set as an Apache Beam pipeline (README.md beside it).
 
-python tools/beam/vesl.py 'web/*.tar' --output=regions --captioner.fields='("caption", "text")' --shard-size=256MB
-python tools/beam/vesl.py 'scenes/*.array_record' --output=regions --detector=truth --detector.miss=0.1 --shards=8
+python -m experiments.cloc.vesl.job 'web/*.tar' --output=regions --captioner.fields='("fused", "text")' --shards=8
+python -m experiments.cloc.vesl.job 'scenes/*.array_record' --output=regions --detector=truth --shards=8
 
 SOURCE is named as for `clipjax data convert`. --captioner, --tagger and --detector name a kind or an import path,
 'package.module:Name', and --captioner.NAME=VALUE its settings. A job that was stopped goes on when it is started again
@@ -12,17 +12,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import corpus
 
 from clipjax import registry
 from clipjax.data.commands.named import parse_setting
 from clipjax.errors import UserError
-
-# The package `experiments` lies beside `tools`, and is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+from tools.beam import corpus
 
 MODELS = ("captioner", "tagger", "detector")
 
@@ -61,12 +56,11 @@ def start(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
       UserError: see `label_regions.make_plan` and the models; or not one record could be labelled.
     """
     chosen, models, flags = _models(args, flags)
-    jobs = ("common", "filtering", "label_regions", "reshard", "resume")
+    jobs = [f"tools.beam.{name}" for name in ("common", "filtering", "reshard", "resume")]
+    jobs.append("experiments.cloc.vesl.label_regions")
     overrides, flags = corpus.begin("vesl", flags, *jobs)
-    import common
-    import label_regions
-    import resume
-    import running
+    from experiments.cloc.vesl import label_regions
+    from tools.beam import common, resume, running
 
     # Workers have clipjax, but not the experiment.
     running.travels(*(m for m in list(sys.modules) if m.startswith("experiments.cloc.vesl.")))

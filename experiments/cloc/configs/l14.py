@@ -1,0 +1,11 @@
+"""CLOC, ViT-L/14 at 336 px; the recipe is that of b16.py beside it."""
+
+from pathlib import Path
+
+from clipjax.config import import_file
+
+b16 = import_file(Path(__file__).with_name("b16.py"))
+
+
+def get_config(arg="ViT-L-14-336"):
+    return b16.get_config(arg)
