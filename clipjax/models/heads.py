@@ -88,11 +88,16 @@ def image_outputs(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> dict[str, jax.Array]:
-    """`image_embedding` and `image_tokens` of a batch's `image` (see `normalise_pixels`), of any `image_shape`."""
+    """`image_embedding`, `image_embedding_raw`, `image_tokens` of a batch's `image` (see `normalise_pixels`)."""
     shape = {"image_shape": batch["image_shape"]} if "image_shape" in batch else {}
     pixels = normalise_pixels(batch["image"], mean, std)
     pooled, tokens = tower(pixels, sample_seed=sample_seed, **shape)
-    return {"image_embedding": l2_normalise(head(pooled)), "image_tokens": tokens}
+    raw = head(pooled).astype(jnp.float32)
+    return {
+        "image_embedding": l2_normalise(raw),
+        "image_embedding_raw": raw,
+        "image_tokens": tokens,
+    }
 
 
 def text_outputs(
@@ -101,7 +106,7 @@ def text_outputs(
     batch: Mapping[str, jax.Array],
     sample_seed: jax.Array | None,
 ) -> dict[str, jax.Array]:
-    """`text_embedding` and `text_tokens` of a batch's `text`, [B, L] or [B, K, L], with its `text_mask` if any."""
+    """`text_embedding`, `text_embedding_raw`, `text_tokens` of `text` [B, L] or [B, K, L], with `text_mask` if any."""
     text, mask = batch["text"], batch.get("text_mask")
     *lead, length = text.shape
     pooled, tokens = tower(
@@ -109,8 +114,9 @@ def text_outputs(
         mask=None if mask is None else mask.reshape(-1, length),
         sample_seed=sample_seed,
     )
-    embedding = l2_normalise(head(pooled))
+    raw = head(pooled).astype(jnp.float32)
     return {
-        "text_embedding": embedding.reshape(*lead, embedding.shape[-1]),
+        "text_embedding": l2_normalise(raw).reshape(*lead, raw.shape[-1]),
+        "text_embedding_raw": raw.reshape(*lead, raw.shape[-1]),
         "text_tokens": tokens.reshape(*lead, *tokens.shape[1:]),
     }
