@@ -69,7 +69,7 @@ def check_apart(prepared: Prepared, params: Mapping[str, Any]) -> None:
         found = {}
         for name, x in a.items():
             wide = [jnp.asarray(o[name], jnp.float32) for o in (a, mixed, others, b)]
-            if x.ndim and len(x) % count == 0:
+            if x.shape != wider[name].shape:
                 of_sample = [w.reshape(count, -1) for w in wide[:2]]
                 apart = (of_sample[0] - of_sample[1])[::2]
             else:
@@ -78,6 +78,8 @@ def check_apart(prepared: Prepared, params: Mapping[str, Any]) -> None:
         return found
 
     with jax.set_mesh(prepared.mesh):
+        more = {k: jax.ShapeDtypeStruct((2 * count, *x.shape[1:]), x.dtype) for k, x in a.items()}
+        wider = jax.eval_shape(outputs, params, more)
         placed = [
             {
                 k: jax.make_array_from_callback(x.shape, sharding, x.__getitem__)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from clipjax import optim, registry, rules, updates
 from clipjax.checkpoint import due
@@ -106,7 +107,7 @@ def _make(name: str, entry: dict[str, Any]) -> Refresh:
             "these names are fixed."
         )
     given = {}
-    if isinstance(entry.get("source"), Mapping):
+    if isinstance(entry.get("source"), Mapping | ConfigDict):
         given["source"] = make_source(entry.pop("source"), name)
     registry.check(function, entry, f"Refresh {name!r}", **dict.fromkeys(GIVEN), **given)
     return Refresh(name, function, entry, given, every, bool(at_start), what)

@@ -48,7 +48,6 @@ from clipjax.workdir import versions
 STAGES = {
     "add_lora": "clipjax.models.adapters:add_lora",
     "merge_lora": "clipjax.models.adapters:merge_lora",
-    "rename": "clipjax.stages:rename",
     "rewrite": "clipjax.stages:rewrite",
 }
 
@@ -56,42 +55,6 @@ STAGES = {
 def rewrite(params: Any, config: ConfigDict) -> tuple[Any, ConfigDict]:
     """Changes nothing: a checkpoint of an earlier version, or of another format, is written as today's."""
     return params, config
-
-
-def rename(
-    params: Any, config: ConfigDict, *, source: str, target: str
-) -> tuple[dict[str, Any], ConfigDict]:
-    r"""Moves a part of the model: `--stage.source=image --stage.target=teacher.image`, in parameters and config.
-
-    Args:
-      params: nested dict of arrays.
-      config: of the run.
-      source: dotted path of a part, such as "image".
-      target: where it goes; nothing may be there.
-
-    Raises:
-      UserError: there is no such part, or something is at the target.
-    """
-    *_, leaf = source.split(".")
-    old, new = source.replace(".", "/") + "/", target.replace(".", "/") + "/"
-    flat = rules.paths(params)
-    if not any(path.startswith(old) for path in flat):
-        raise UserError(f"The model has no parameters under {source!r}.")
-    if any(path.startswith(new) for path in flat):
-        raise UserError(f"There are parameters under {target!r} already.")
-    moved = {new + p.removeprefix(old) if p.startswith(old) else p: x for p, x in flat.items()}
-    from_, to = config.model, config.model
-    for name in source.split(".")[:-1]:
-        from_ = from_[name]
-    *parents, last = target.split(".")
-    for name in parents:
-        if name not in to:
-            to[name] = ConfigDict(type_safe=False)
-        to = to[name]
-    if leaf in from_:
-        to[last] = from_[leaf]
-        del from_[leaf]
-    return rules.tree(moved), config
 
 
 def apply(stage: str, source: str, target: str, settings: Mapping[str, Any] | None = None) -> None:

@@ -97,7 +97,7 @@ def test_eval_with_a_config(tiny_run, tmp_path, capsys):
         line["metrics"] == json.loads((tiny_run / "results.json").read_text())["numbers"]["metrics"]
     )
     assert "no evaluator 'category'" in refusal(capsys, "eval", *given, config, "--suite=category")
-    gone = {"kind": "retrieval", "source": {"kind": "tars", "files": "nowhere/*.tar"}}
+    gone = {"kind": "retrieval", "source": {"kind": "tars", "shards": "nowhere/*.tar"}}
     config = write_evals(tmp_path, {"numbers": gone})
     assert "nowhere" in refusal(capsys, "eval", *given, config)
 

@@ -319,3 +319,95 @@ def test_clip_values():
     assert ConfigDict(optim.clip_values(params, ())) == ConfigDict(params)
     with pytest.raises(UserError, match="matches no parameter, 'logit_scal'"):
         optim.clip_values(params, (("logit_scal", 0.0, 1.0),))
+
+
+# What an experiment brings
+
+
+def one_step(section, gradient, steps=1, batch_size=1):
+    """What some steps on one gradient add to parameters that are ones."""
+    params = {"w": jnp.ones(3)}
+    made = optim.make_optimizer(section, params, lambda step: jnp.float32(0.1), batch_size)
+    state, moved = made.init(params), []
+    for _ in range(steps):
+        updates, state = made.update({"w": jnp.asarray(gradient)}, state, params)
+        moved.append(np.asarray(updates["w"]))
+    return moved
+
+
+def test_sgd():
+    gradient = np.array([1.0, -2.0, 4.0], np.float32)
+    (plain,) = one_step(settings(name="sgd", settings={"momentum": 0.0}), gradient)
+    np.testing.assert_allclose(plain, -0.1 * gradient, rtol=1e-6)
+    heavy = one_step(settings(name="sgd"), gradient, steps=3)
+    for update, factor in zip(heavy, (1, 1.9, 2.71), strict=True):
+        np.testing.assert_allclose(update, -0.1 * factor * gradient, rtol=1e-6)
+    nesterov = settings(name="sgd", settings={"momentum": 0.5, "nesterov": True})
+    np.testing.assert_allclose(one_step(nesterov, gradient)[0], -0.15 * gradient, rtol=1e-6)
+
+
+def test_an_optimizer_by_import_path():
+    section = settings(name="tests.tiny_core:signs", settings={"size": 2.0})
+    (moved,) = one_step(section, np.array([3.0, -5.0, 0.5], np.float32))
+    np.testing.assert_allclose(moved, [-0.2, 0.2, -0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"name": "tests.tiny_core:no_optimizer"},
+            "returns an optax.GradientTransformation, not a str",
+        ),
+        ({"name": "tests.tiny_core:sign"}, "has no attribute 'sign'"),
+        (
+            {"name": "sgd", "settings": {"momentun": 0.5}},
+            "has no setting 'momentun' .did you mean 'momentum'",
+        ),
+        ({"name": "adamw", "settings": {"b1": 0.5}}, "The optimizer 'adamw' has no setting 'b1'"),
+        ({"name": "sgd", "settings": {"momentum": 1.0}}, "must be at least 0 and below 1, not 1.0"),
+    ],
+)
+def test_optimizers_that_do_not_fit(changes, words):
+    with pytest.raises(UserError, match=words):
+        one_step(settings(**changes), np.zeros(3, np.float32))
+
+
+def test_a_schedule_by_import_path():
+    np.testing.assert_allclose(
+        values("tests.tiny_core:linear", [0, 25, 50]), [2.0, 1.5, 1.0], rtol=1e-6
+    )
+    with pytest.raises(UserError, match=r"must give a float scalar for a step, not float32\[3\]"):
+        values("tests.tiny_core:no_schedule", [0])
+
+
+def test_multipliers_that_change_with_samples():
+    """Nothing moves until 4 samples, then ever more until 12; and the layers of a stack have their own."""
+    rules_ = (("w", ((4, 0.0), (12, 1.0))), (".*", 1.0))
+    section = settings(name="sgd", settings={"momentum": 0.0}, lr_multipliers=rules_)
+    moved = one_step(section, np.ones(3, np.float32), steps=8, batch_size=2)
+    want = [-0.1 * np.clip((2 * k - 4) / 8, 0, 1) for k in range(8)]
+    np.testing.assert_allclose([m[0] for m in moved], want, rtol=1e-5, atol=1e-9)
+
+    stack = {"blocks": {"w": jnp.ones((3, 2))}, "v": jnp.ones(2)}
+    rules_ = (("blocks/0/.*", ((0, 0.0), (10, 1.0))), ("blocks/1/.*", 0.5), (".*", 2.0))
+    section = settings(name="sgd", settings={"momentum": 0.0}, lr_multipliers=rules_)
+    made = optim.make_optimizer(section, stack, lambda step: jnp.float32(1.0), 5)
+    flat = rules.paths(stack)
+    state = made.init(flat)
+    for first in (0.0, 0.5, 1.0, 1.0):
+        updates, state = made.update(flat, state, flat)
+        np.testing.assert_allclose(updates["blocks/w"][:, 0], [-first, -0.5, -2.0])
+        np.testing.assert_allclose(updates["v"], -2.0)
+
+
+def test_multipliers_that_do_not_change_have_no_state():
+    params = {"w": jnp.ones(3)}
+    fixed, changing = (
+        optim.make_optimizer(settings(lr_multipliers=((".*", m),)), params, lambda step: 0.1)
+        for m in (0.5, ((0, 0.5), (9, 1.0)))
+    )
+    count = lambda made: len(jax.tree.leaves(made.init(params)))  # noqa: E731
+    assert count(changing) == count(fixed) + 1
+    with pytest.raises(UserError, match=r"multiplier of config.optim.lr_multipliers \('\.\*'\)"):
+        optim.make_optimizer(settings(lr_multipliers=((".*", ((5, 1), (5, 2))),)), params, None)

@@ -71,7 +71,7 @@ def test_run_directory(done):
     names = {path.name for path in workdir.iterdir()}
     assert names == {
         *("checkpoints", "config.json", "metrics.jsonl", "report.html", "results.json"),
-        *("sample_ids", "tensorboard", "versions.json"),
+        *("modules.json", "sample_ids", "tensorboard", "versions.json"),
     }
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"32", "48"}
     assert (workdir / "report.html").read_text().lstrip().startswith("<!")

@@ -60,6 +60,23 @@ class Coupled(DualEncoder):
         return outputs | {"image_embedding": x - self.gate * x.mean(0)}
 
 
+class Means(DualEncoder):
+    """Global outputs that are constant, or a mean over samples."""
+
+    def __call__(self, batch, *, train=False):
+        outputs = super().__call__(batch, train=train)
+        x = outputs["image_embedding"]
+        return outputs | {"mean_square": (x**2).mean(0), "one": jnp.ones(3)}
+
+
+class Products(DualEncoder):
+    """A global output that is no mean over samples."""
+
+    def __call__(self, batch, *, train=False):
+        outputs = super().__call__(batch, train=train)
+        return outputs | {"product": (outputs["image_embedding"].mean(0)) ** 2}
+
+
 class Late(DualEncoder):
     """Makes a parameter in training only."""
 
@@ -111,6 +128,10 @@ def queue_loss(outputs, batch, samples):
 
 def centred_loss(outputs, batch):
     return jnp.mean(outputs["centred"] ** 2 * jnp.arange(16)), {}
+
+
+def text_queue(outputs, batch):
+    return jnp.mean(outputs["queue"] @ outputs["text_embedding"].T), {}
 
 
 def text_loss(outputs, batch):

@@ -70,14 +70,11 @@ def ours(tars, workers, seconds):
     """From clipjax's Stream to its batches."""
     from clipjax.data.pipeline import batches
     from clipjax.data.stream import Stream
-    from clipjax.data.tokenizers import make_tokenizer
     from clipjax.defaults import base_config
 
     config = base_config()
     config.data.sources = {"tars": {"kind": "tars", "shards": tuple(tars)}}
-    tokenizer = make_tokenizer(config.tokenizer, 77)
-    stream = Stream(config.data, config.preprocess, 224, tokenizer, 0)
-    found = batches(stream, BATCH, 0, 10**9, threads=1, workers=workers)
+    found = batches(Stream(config), BATCH, 0, 10**9, threads=1, workers=workers)
     return speed((len(batch["text"]) for batch in found), seconds)
 
 

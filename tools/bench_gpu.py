@@ -16,7 +16,7 @@ counts. A turn compiles (after the first one from a cache on disk), warms up, an
 The batch, unless a --model names one, is 7/8 of the largest that trains with clipjax: at the very edge of the memory
 allocators work harder, and XLA trades speed for memory. Where torch cannot train that batch, its own largest is found
 the same way and both are timed there too. Then the largest batch with the gradient cache is looked for.
-MFU counts the FLOPs that the algorithm needs (`clipjax.train.flops_per_sample`), for both frameworks alike.
+MFU counts the FLOPs that the algorithm needs (`clipjax.prepare`), for both frameworks alike.
 
 So far it has only been rehearsed, on CPUs. On a GPU expect an hour or two; `--model=NAME:REMAT:BATCH` spares a search.
 """
@@ -213,7 +213,7 @@ def train_clipjax(job: Mapping[str, Any]) -> dict[str, Any]:
     config.model = ConfigDict(job["model"], type_safe=False)
     config.update(batch_size=batch_size, grad_cache=job["chunks"], total_samples=10**12)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    prepared = prepare(config, mesh)
+    prepared = prepare(config, mesh, epoch=10**12)
     step, work = prepared.step, prepared.flops_per_sample
     state = init_state(prepared.model, prepared.config, prepared.optimizer, mesh)
     count = sum(x.size for x in jax.tree.leaves(state.params))

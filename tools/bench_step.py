@@ -40,7 +40,8 @@ def clipjax_step(scan: bool):
         model_section,
         text_section,
     )
-    from clipjax.step import init_state, make_losses, make_step
+    from clipjax.objective import make_losses
+    from clipjax.step import init_state, make_step
 
     config = base_config()
     tower = dict(width=WIDTH, heads=HEADS, activation="quick_gelu", unroll=1 if scan else 0)

@@ -11,9 +11,8 @@ An evaluator is a class, made once at the start of a run:
     class Gap:
         """Distance between the mean image and the mean text embedding."""
 
-        units = {"gap": ""}
-
         def __init__(self, name, encoder, source, *, count=1000):
+            self.units = {"gap": ""}
             self._encoder, self._records = encoder, [source[i] for i in range(min(count, len(source)))]
 
         def run(self, params):

@@ -34,6 +34,7 @@ gradient go into the mutable collection "updates", see `batch_norm.BatchNorm`.
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import typing
@@ -138,7 +139,8 @@ def section(kind: str, table: Mapping[str, str], what: str, **settings: Any) -> 
             raise UserError(
                 f"The {what} {kind!r} has no setting {name!r}{registry.nearest(name, known)}."
             )
-    given = {name: value for name, value in settings.items() if value is not None or name in fields}
+    # A section that is given twice would be one, and an override of the one part change the other.
+    given = {n: copy.deepcopy(v) for n, v in settings.items() if v is not None or n in fields}
     for name, needed in parts.items():
         if needed and name not in given:
             if name not in PARTS:
@@ -261,8 +263,8 @@ def _make(
     fields = {f.name: f for f in dataclasses.fields(module)}
     parts, name = part_fields(module), path.rpartition(".")[2]
 
-    # Of a part without parts, `attention` is a field of its own or none, and `quantize` is the model's.
-    mine = tuple(_HOW) if path == "model" or parts else ("dtype", "param_dtype")
+    # A part without parts has no `quantize` but the model's, and its `attention`, if any, is a field of its own.
+    mine = [k for k in _HOW if "dtype" in k or path == "model" or (parts and k not in fields)]
     said = {k: options.pop(k) for k in mine if k in options}
     how = dict(how) | {k: v for k, v in said.items() if v is not None or k == "quantize"}
     _check_how(how, path)

@@ -12,9 +12,9 @@ from clipjax.errors import UserError
 from clipjax.models.grid import square_grid
 from clipjax.models.heads import (
     Projection,
+    image_features,
     image_outputs,
     l2_normalise,
-    normalise_pixels,
     text_outputs,
 )
 from clipjax.models.layers import parameter
@@ -97,9 +97,7 @@ class DualEncoder(nn.Module):
         Raises:
           UserError: the tower's tokens are no square grid, or not as wide as what it pools (a ResNet's).
         """
-        shape = {"image_shape": batch["image_shape"]} if "image_shape" in batch else {}
-        pixels = normalise_pixels(batch["image"], self.mean, self.std)
-        whole, tokens = self.image(pixels, sample_seed=None, **shape)
+        whole, tokens = image_features(self.image, batch, None, self.mean, self.std)
         grid = square_grid(self.image, tokens.shape[1])
         if grid is None or tokens.shape[-1] != whole.shape[-1]:
             raise UserError(

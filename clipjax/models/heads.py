@@ -1,6 +1,8 @@
 """From a tower to the shared space: what every model with a tower does around it."""
 
+import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +82,42 @@ class Projection(nn.Module):
         return x_BxW
 
 
+def image_features(
+    tower: nn.Module,
+    batch: Mapping[str, jax.Array],
+    sample_seed: jax.Array | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    **options: Any,
+) -> tuple[Any, ...]:
+    """What an image tower makes of a batch's `image` (see `normalise_pixels`), of any `image_shape`.
+
+    Within a `DualEncoder`, vectors in the shared space that are not normalised, and the attention of the last block:
+
+    >>> pooled, tokens, found = image_features(
+    ...     self.image, batch, seed, self.mean, self.std, taps=Taps(attention=(-1,))
+    ... )
+    >>> raw_BxD = self.image_head(pooled)
+
+    Args:
+      tower: the image tower.
+      batch: `image` [B, H, W, 3], or patches [B, N, P] with `image_shape`; of several views, give one.
+      sample_seed: uint32 [B] while training, or None.
+      mean, std: of the channels, for uint8.
+      **options: for the tower's call, such as `extra_tokens`, `deep_prompts`, `taps`.
+
+    Returns:
+      As the tower: pooled [B, W], tokens [B, N, W], with `taps` a dict.
+
+    Raises:
+      UserError: an option that this tower does not take.
+    """
+    if "image_shape" in batch:
+        options["image_shape"] = batch["image_shape"]
+    _check_options(tower, "image", options)
+    return tower(normalise_pixels(batch["image"], mean, std), sample_seed=sample_seed, **options)
+
+
 def image_outputs(
     tower: nn.Module,
     head: nn.Module,
@@ -87,17 +125,57 @@ def image_outputs(
     sample_seed: jax.Array | None,
     mean: Sequence[float],
     std: Sequence[float],
+    **options: Any,
 ) -> dict[str, jax.Array]:
-    """`image_embedding`, `image_embedding_raw`, `image_tokens` of a batch's `image` (see `normalise_pixels`)."""
-    shape = {"image_shape": batch["image_shape"]} if "image_shape" in batch else {}
-    pixels = normalise_pixels(batch["image"], mean, std)
-    pooled, tokens = tower(pixels, sample_seed=sample_seed, **shape)
+    """`image_embedding`, `image_embedding_raw` and `image_tokens`; with `taps` also `image_hidden` and the like."""
+    pooled, tokens, *found = image_features(tower, batch, sample_seed, mean, std, **options)
     raw = head(pooled).astype(jnp.float32)
-    return {
-        "image_embedding": l2_normalise(raw),
-        "image_embedding_raw": raw,
-        "image_tokens": tokens,
-    }
+    outputs = {"image_embedding": l2_normalise(raw), "image_embedding_raw": raw}
+    outputs["image_tokens"] = tokens
+    return outputs | {f"image_{k}": x for taps in found for k, x in taps.items()}
+
+
+def text_features(
+    tower: nn.Module,
+    batch: Mapping[str, jax.Array],
+    sample_seed: jax.Array | None,
+    **options: Any,
+) -> tuple[Any, ...]:
+    """What a text tower makes of a batch's `text` [B, L] or [B, K, L], with its `text_mask` if there is one.
+
+    Of K texts each has a seed of its own. For texts that are not of the batch, such as class names [C, L]:
+
+    >>> pooled_CxW, _ = text_features(self.text, {"text": names_CxL}, None)
+
+    Args:
+      tower: the text tower.
+      batch: `text` and perhaps `text_mask`.
+      sample_seed: uint32 [B] while training, or None.
+      **options: for the tower's call: `embeddings` [B, L, W] or [B, K, L, W], and, where a row is a text (B K of them),
+        `deep_prompts` and `taps`.
+
+    Returns:
+      As the tower, with the axes of `text` before L in place of the rows: pooled [B, W] or [B, K, W], ...
+
+    Raises:
+      UserError: an option that this tower does not take.
+    """
+    _check_options(tower, "text", options)
+    text, mask = batch["text"], batch.get("text_mask")
+    *lead, length = text.shape
+    if sample_seed is not None and len(lead) > 1:
+        place = jnp.arange(lead[1], dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+        sample_seed = (sample_seed[:, None] + place).reshape(-1)
+    if options.get("embeddings") is not None:
+        embeddings = options["embeddings"]
+        options["embeddings"] = embeddings.reshape(-1, *embeddings.shape[-2:])
+    found = tower(
+        text.reshape(-1, length),
+        mask=None if mask is None else mask.reshape(-1, length),
+        sample_seed=sample_seed,
+        **options,
+    )
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
 
 
 def text_outputs(
@@ -105,18 +183,21 @@ def text_outputs(
     head: nn.Module,
     batch: Mapping[str, jax.Array],
     sample_seed: jax.Array | None,
+    **options: Any,
 ) -> dict[str, jax.Array]:
-    """`text_embedding`, `text_embedding_raw`, `text_tokens` of `text` [B, L] or [B, K, L], with `text_mask` if any."""
-    text, mask = batch["text"], batch.get("text_mask")
-    *lead, length = text.shape
-    pooled, tokens = tower(
-        text.reshape(-1, length),
-        mask=None if mask is None else mask.reshape(-1, length),
-        sample_seed=sample_seed,
-    )
+    """`text_embedding`, `text_embedding_raw` and `text_tokens`; with `taps` also `text_hidden` and the like."""
+    pooled, tokens, *found = text_features(tower, batch, sample_seed, **options)
     raw = head(pooled).astype(jnp.float32)
-    return {
-        "text_embedding": l2_normalise(raw).reshape(*lead, raw.shape[-1]),
-        "text_embedding_raw": raw.reshape(*lead, raw.shape[-1]),
-        "text_tokens": tokens.reshape(*lead, *tokens.shape[1:]),
-    }
+    outputs = {"text_embedding": l2_normalise(raw), "text_embedding_raw": raw}
+    outputs["text_tokens"] = tokens
+    return outputs | {f"text_{k}": x for taps in found for k, x in taps.items()}
+
+
+def _check_options(tower: nn.Module, what: str, options: Mapping[str, Any]) -> None:
+    taken = inspect.signature(type(tower).__call__).parameters
+    for name in options:
+        if name not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            raise UserError(
+                f"The {what} tower {type(tower).__name__} takes no {name!r}; of the library's towers ViT and "
+                "TextTransformer do."
+            )

@@ -86,7 +86,6 @@ class Dense(nn.Module):
             )
             y = y + bias.astype(self.dtype)
         if self.lora is not None:
-            # After all others, so that these begin as they would without.
             (width, features), rank, (into, out) = shape, self.lora.rank, self.axes
             a = low_rank(self, "lora_a", (width, rank), (into, None), self.param_dtype)
             b = low_rank(self, "lora_b", (rank, features), (None, out), self.param_dtype)

@@ -362,13 +362,16 @@ def test_eval_of_a_foreign_checkpoint_with_a_config(their, tmp_path, capsys, ref
     config.write_text(
         "from clipjax.defaults import base_config\n\n\ndef get_config():\n    config = base_config()\n"
         "    data = {'kind': 'synthetic', 'size': 16, 'length': 6}\n"
-        "    config.evals.numbers = {'kind': 'retrieval', 'source': data}\n    return config\n"
+        "    config.evals.means = {'kind': 'tests.evals.own:Means', 'source': data}\n"
+        "    config.evals.texts = {'kind': 'retrieval', 'source': data}\n    return config\n"
     )
     output = f"--output={tmp_path / 'out.jsonl'}"
     assert "names no evaluators; name a config" in refusal("eval", f"--checkpoint={source}")
     assert main(["convert", f"--source={source}", f"--target={converted}"]) == 0
     for path in (source, converted):
-        assert main(["eval", f"--checkpoint={path}", f"--config={config}", output]) == 0
+        given = (f"--checkpoint={path}", f"--config={config}", output)
+        assert main(["eval", *given, "--suite=means"]) == 0
+    assert "came without a tokenizer" in refusal("eval", *given, "--suite=texts")
     lines = list(map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()))
     assert [line["samples"] for line in lines] == [None, 0]
     assert lines[0]["metrics"] == lines[1]["metrics"]

@@ -75,11 +75,11 @@ class Scored:
 
 def test_what_is_turned_down_is_replaced_from_the_same_source():
     filtered = {
-        "kind": "test_filters:Scored",
+        "kind": "tests.data.test_filters:Scored",
         "filter": {"ranges": {"score": (2, None)}},
         "weight": 3.0,
     }
-    plain = {"kind": "test_filters:Scored", "weight": 1.0}
+    plain = {"kind": "tests.data.test_filters:Scored", "weight": 1.0}
     stream = make_stream({"a": filtered, "b": plain})
     samples = [stream[i] for i in range(200)]
     source = [int(s["sample_id"]) >> SOURCE_BITS for s in samples]
@@ -98,7 +98,9 @@ def test_what_is_turned_down_is_replaced_from_the_same_source():
 
 
 def test_a_filter_that_lets_nothing_pass():
-    stream = make_stream({"a": {"kind": "test_filters:Scored", "filter": {"min_side": 1000}}})
+    stream = make_stream(
+        {"a": {"kind": "tests.data.test_filters:Scored", "filter": {"min_side": 1000}}}
+    )
     with pytest.raises(UserError, match="filter of source 'a' turned down 1000 records at place 5"):
         stream[5]
 

@@ -50,7 +50,7 @@ BAD = {
     "bomb": (bomb(40_000, 40_000), "pixels"),
     "large": (bomb(20_000, 6_000), "pixels"),
     "no pixels": (bomb(10, 10), "truncated or broken"),
-    "none": (None, "neither bytes, array nor picture"),
+    "none": (None, "there is no image"),
     "string": ("cat.png", "neither bytes, array nor picture"),
     "float array": (np.zeros((4, 4, 3)), "not uint8"),
     "grey array": (np.zeros((4, 4), np.uint8), "not uint8"),

@@ -215,7 +215,9 @@ def _plain(value: Any) -> Any:
         value = value.to_dict()
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
-    return type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
+    return value
 
 
 def _fields(name: str, feature: Feature) -> dict[str, jax.ShapeDtypeStruct]:

@@ -18,7 +18,6 @@ COMMAND = ("-m", "experiments.cloc.vesl.job")
 
 from clipjax.data.commands.targets import make_target  # noqa: E402
 from clipjax.data.sources import array_record, make_source  # noqa: E402
-from clipjax.data.tokenizers import make_tokenizer  # noqa: E402
 from clipjax.defaults import base_config  # noqa: E402
 from clipjax.errors import UserError  # noqa: E402
 from experiments.cloc.score_vesl import row, score_folder  # noqa: E402
@@ -306,14 +305,12 @@ def test_a_training_stream_reads_the_labels(labels):
 
     folder, _ = labels
     config = base_config()
-    data = config.data.to_dict() | {
-        "sources": {"vesl": {"kind": "array_record", "files": f"{folder}/*.arrayrecord"}}
-    }
-    data["regions"] |= {"count": 4}
-    data["augment"] |= {"crop": "fit", "flip": 0.0}
+    config.data.sources = {"vesl": {"kind": "array_record", "files": f"{folder}/*.arrayrecord"}}
+    config.data.features.image.update(size=32)
+    config.data.features.image.augment.update(crop="fit", flip=0.0)
+    config.data.features.regions = {"kind": "regions", "count": 4, "text_length": 16}
     config.preprocess.resize = "longest"
-    tokenizer = make_tokenizer(config.tokenizer, 16)
-    stream = Stream(data, config.preprocess, 32, tokenizer, 0)
+    stream = Stream(config)
     drawn = 0
     for index in range(COUNT):
         sample = stream[index]
