@@ -55,6 +55,7 @@ def plain(lemma: str) -> str:
 
 
 def main() -> None:
+    """See the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dict", type=Path, required=True, help="folder with WordNet's index.noun")
     parser.add_argument("--output", type=Path, required=True)
@@ -78,7 +79,9 @@ def main() -> None:
             lines.append(f"{word}\t{','.join(sorted(found))}")
     notice = (args.dict / "data.noun").read_text(encoding="utf-8").splitlines()
     notice = [re.sub(r"^ +\d+ ?", "", line).rstrip() for line in notice if line.startswith(" ")]
-    head = ["# Synonyms of words, made by tools/make_synonyms.py from WordNet, whose notice follows."]
+    head = [
+        "# Synonyms of words, made by tools/make_synonyms.py from WordNet, whose notice follows."
+    ]
     head += [f"# {line}".rstrip() for line in notice]
     args.output.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
 

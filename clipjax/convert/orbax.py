@@ -161,7 +161,7 @@ def check_new(target: epath.Path) -> None:
 
 def shardings_of(config: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Path -> sharding of the parameters of a config's model on a mesh."""
-    from clipjax.encode.inference import abstract_params
+    from clipjax.convert.shapes import abstract_params
     from clipjax.models import make_model
 
     abstract = abstract_params(make_model(config["model"]), config, mesh)
