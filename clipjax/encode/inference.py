@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from clipjax import rules
+from clipjax.batch import example_for
 from clipjax.convert.formats import Options
 from clipjax.convert.orbax import place
 from clipjax.convert.source import open_source, resized
@@ -22,7 +23,7 @@ from clipjax.encode.encoder import Encoder, Picture
 from clipjax.errors import UserError
 from clipjax.imports import make_importable
 from clipjax.mesh import make_mesh, parameter_shardings
-from clipjax.models import boxed_params, example_batch, make_model
+from clipjax.models import boxed_params, make_model
 
 
 class Model:
@@ -167,7 +168,7 @@ def load(
         config.model.dtype = dtype
     mesh = make_mesh() if mesh is None else mesh
     module = make_model(config.model)
-    wanted = rules.paths(abstract_params(module, config.model, mesh))
+    wanted = rules.paths(abstract_params(module, config, mesh))
     params = {
         name: place(tensor, wanted[name].sharding, wanted[name].dtype)
         for name, tensor in source.params.items()
@@ -176,8 +177,8 @@ def load(
 
 
 def abstract_params(module: nn.Module, config: Mapping[str, Any], mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of a model's parameters."""
-    boxed = boxed_params(module, example_batch(config))
+    """Shapes, dtypes and shardings of a model's parameters; `config` is its run's."""
+    boxed = boxed_params(module, example_for(module, config))
     shardings = parameter_shardings(boxed, mesh)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
