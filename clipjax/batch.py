@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
+from clipjax import models
 from clipjax.data import features
 
 
@@ -26,3 +28,17 @@ def example_batch(config: Mapping[str, Any], size: int = 1) -> dict[str, jax.Sha
         field: jax.ShapeDtypeStruct((size, *x.shape), x.dtype)
         for field, x in (features.shapes(config) | {"sample_seed": seed}).items()
     }
+
+
+def example_for(
+    module: nn.Module, config: Mapping[str, Any], size: int = 1
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch for the model of a checkpoint: its towers' images and texts, or, if it needs more, what its run's was.
+
+    Args:
+      module: the model.
+      config: `model`; and, if that does not say all that the model needs, what `example_batch` reads.
+      size: samples.
+    """
+    example = models.example_batch(config["model"], size)
+    return example if set(models.needs(module)) <= example.keys() else example_batch(config, size)

@@ -139,7 +139,7 @@ def run(
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise UserError(f"{what} gives {name!r} as a {type(leaf).__name__}, not as an array.")
     try:
-        wanted = parameter_shapes(config.model)
+        wanted = parameter_shapes(config.model, config)
     except UserError as error:
         raise UserError(f"{what} gives a config.model that is none: {error}") from error
     try:

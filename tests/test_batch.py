@@ -8,6 +8,8 @@ from clipjax.data.pipeline import batches
 from clipjax.data.stream import Stream
 from clipjax.errors import UserError
 from clipjax.fields import HOST_ONLY
+from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.train import to_device
 from tests.tiny_run import tiny_config
 
 WAYS = {
@@ -49,3 +51,13 @@ def test_sources_must_agree_on_the_number_of_texts():
         }
     with pytest.raises(UserError, match=r"as many texts a sample; here they give: a 2, b 1"):
         Stream(config)
+
+
+def test_every_field_goes_to_the_devices():
+    config = tiny_config()
+    with config.unlocked():
+        config.data.features.tilt = {"kind": "tests.data.own_features:Tilt"}
+    batch = next(batches(Stream(config), 8, 0, 8))
+    sent = to_device(batch, batch_sharding(make_mesh()))
+    assert sent.keys() == batch.keys() - set(HOST_ONLY) == example_batch(config).keys()
+    assert sent["tilt"].tolist() == batch["tilt"].tolist()

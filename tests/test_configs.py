@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from clipjax import registry
 from clipjax.config import import_file, load_config
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
@@ -24,7 +25,8 @@ def test_parts_fit_together(name):
     config = load_config(f"{ROOT / name}", base_config())
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     assert prepare(config, mesh).flops_per_sample > 0
-    assert all(entry["kind"] in KINDS for entry in config.evals.values())
+    for entry in config.evals.values():
+        assert registry.lookup(entry["kind"], KINDS, "evaluator")
 
 
 def test_an_arm_that_there_is_not():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipjax.convert.packages import FILES, PackageFile, package_file
+from clipjax.data.packages import FILES, PackageFile, package_file
 from clipjax.errors import UserError
 
 

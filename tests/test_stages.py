@@ -8,8 +8,11 @@ import pytest
 import clipjax
 from clipjax import checkpoint, rules
 from clipjax.cli import main
+from clipjax.convert.shapes import parameter_shapes
 from clipjax.convert.source import open_source
+from clipjax.defaults import base_config
 from clipjax.errors import UserError
+from clipjax.models import model_section
 from clipjax.stages import apply
 
 PARTS = "tests.tiny_stages"
@@ -110,3 +113,10 @@ def test_the_import_root_of_the_command(tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "two" / "experiments")
     stage = "experiments.mine_two.stages:keep"
     assert main([*given, f"--stage={stage}", f"--target={tmp_path / 'b'}"]) == 0
+
+
+def test_a_model_of_fields_of_its_own_has_its_shapes_from_the_features():
+    config = base_config()
+    config.model = model_section(kind=f"{PARTS}:Words")
+    config.data.features = {"words": {"kind": "column", "dtype": "int32", "shape": (3,)}}
+    assert parameter_shapes(config.model, config)["table"].shape == (7, 3)

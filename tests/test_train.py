@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -334,3 +335,17 @@ def test_losses_add_up_with_their_weights(tmp_path):
         total = weight * line["first/loss"] + 2.0 * line["second/loss"]
         assert line["loss"] == pytest.approx(total, rel=1e-5)
         assert "logit_bias" in line
+
+
+def test_a_workdir_of_before_a_field_was_there_goes_on(done, tmp_path):
+    """A field that the old config.json lacks had what is its default now."""
+    workdir = tmp_path / "old"
+    shutil.copytree(done[0], workdir)
+    file = workdir / "config.json"
+    old = json.loads(file.read_text())
+    del old["refreshes"], old["optim"]["follow"], old["optim"]["settings"]
+    file.write_text(json.dumps(old))
+    overrides = ("checkpoint.keep=2", "log.tensorboard=True")
+    run(workdir, *overrides, steps=6)
+    with pytest.raises(UserError, match=r"optim.settings.momentum \(there None, now 0.5\)"):
+        run(workdir, *overrides, "optim.settings={'momentum': 0.5}", "optim.name='sgd'", steps=6)

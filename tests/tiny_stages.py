@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 
 def stretch(params, config, *, length, scale=1.0):
@@ -41,3 +42,18 @@ def unknown(params, config):
 
 def alone(params):
     return params
+
+
+class Words(nn.Module):
+    """A model of words by their numbers alone, which no tower says the shape of."""
+
+    vocabulary: int = 7
+    needs = ("words",)
+
+    @nn.compact
+    def __call__(self, batch, *, train=False):
+        del train
+        rows = self.param(
+            "table", nn.initializers.zeros, (self.vocabulary, batch["words"].shape[1])
+        )
+        return {"rows": rows[batch["words"]]}

@@ -119,7 +119,7 @@ def _write_ours(source: Source, target: epath.Path, mesh: Mapping[str, int] | No
     shardings = None
     if mesh:
         devices = make_mesh(mesh, jax.devices("cpu"))
-        shardings = orbax.shardings_of(source.config.model, devices)
+        shardings = orbax.shardings_of(source.config, devices)
     if target.exists():
         target.rmdir()  # it is empty
     orbax.write(target, source.params, meta, packed, shardings)

@@ -22,8 +22,8 @@ from flax import linen as nn
 from clipjax.convert.files.mapped import MappedFile
 from clipjax.convert.files.tensor_file import MAX_TENSORS, Refused, Tensor, TensorFile, shown
 from clipjax.convert.layouts import LINEAR
-from clipjax.convert.packages import package_file
 from clipjax.convert.tables import KeyTable, Row
+from clipjax.data.packages import package_file
 from clipjax.errors import UserError
 from clipjax.models.bert import Bert
 

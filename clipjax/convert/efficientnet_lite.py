@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from clipjax.convert.blocks import conv_norm
 from clipjax.convert.files import open_tensors, read_all
 from clipjax.convert.layouts import CONV, DEPTHWISE, POINTWISE
-from clipjax.convert.packages import package_file
 from clipjax.convert.tables import KeyTable
+from clipjax.data.packages import package_file
 from clipjax.models.efficientnet import EfficientNetLite0
 
 TABLE = KeyTable(

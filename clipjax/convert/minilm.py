@@ -12,8 +12,8 @@ from flax import linen as nn
 
 from clipjax.convert.files import open_tensors
 from clipjax.convert.formats.hugging_face import bert
-from clipjax.convert.packages import package_file
 from clipjax.convert.tables import KeyTable
+from clipjax.data.packages import package_file
 from clipjax.models.bert import Bert
 
 # A tower's own parameters, without the model around it.

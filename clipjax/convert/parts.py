@@ -35,7 +35,7 @@ def without(source: Source, parts: Sequence[str]) -> Source:
             raise UserError(f"The model has no part {part!r}{registry.nearest(part, known)}.")
     config = ConfigDict(source.config.to_dict(), type_safe=False)
     config.model = _left(source.config.model, parts)
-    wanted = rules.paths(parameter_shapes(config.model))
+    wanted = rules.paths(parameter_shapes(config.model, config))
     lacking = [path for path in wanted if path not in source.params]
     if lacking:
         raise UserError(

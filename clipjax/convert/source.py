@@ -153,7 +153,7 @@ def _ours(path: str | Path, options: formats.Options) -> Source:
         tokenizer = make_tokenizer(options.tokenizer, config.model.text.length)
     origin = meta.get("origin", {})
     params = orbax.open_params(epath.Path(folder))
-    checkpoint.check_shapes(params, parameter_shapes(config.model), str(path))
+    checkpoint.check_shapes(params, parameter_shapes(config.model, config), str(path))
     return Source(
         OURS,
         config,
@@ -188,7 +188,7 @@ def resized(source: Source, size: int | None = None, length: int | None = None) 
     tokenizer = source.tokenizer
     if length is not None and tokenizer is not None:
         tokenizer = checkpoint.with_length(tokenizer, length)
-    wanted = flatten_dict(parameter_shapes(config.model), sep="/")
+    wanted = flatten_dict(parameter_shapes(config.model, config), sep="/")
     for path, tensor in source.params.items():
         shape = tuple(wanted[path].shape)
         if tensor.shape == shape:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -15,14 +14,15 @@ from PIL import Image
 from clipjax import rules
 from clipjax.convert.formats import Options
 from clipjax.convert.orbax import place
+from clipjax.convert.shapes import abstract_params
 from clipjax.convert.source import open_source, resized
 from clipjax.convert.tokenizer_option import section
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.encode.encoder import Encoder, Picture
 from clipjax.errors import UserError
 from clipjax.imports import make_importable
-from clipjax.mesh import make_mesh, parameter_shardings
-from clipjax.models import boxed_params, example_batch, make_model
+from clipjax.mesh import make_mesh
+from clipjax.models import make_model
 
 
 class Model:
@@ -167,21 +167,12 @@ def load(
         config.model.dtype = dtype
     mesh = make_mesh() if mesh is None else mesh
     module = make_model(config.model)
-    wanted = rules.paths(abstract_params(module, config.model, mesh))
+    wanted = rules.paths(abstract_params(module, config, mesh))
     params = {
         name: place(tensor, wanted[name].sharding, wanted[name].dtype)
         for name, tensor in source.params.items()
     }
     return Model(module, rules.tree(params), config, source.tokenizer, mesh)
-
-
-def abstract_params(module: nn.Module, config: Mapping[str, Any], mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of a model's parameters."""
-    boxed = boxed_params(module, example_batch(config))
-    shardings = parameter_shardings(boxed, mesh)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
-    )
 
 
 def load_with_encoder(path: Any) -> tuple[Model, Encoder]:

@@ -52,11 +52,11 @@ class Marks:
                 f"{str(self.file(name))!r} is not a mark of clipjax recipe; remove it to do the step again."
             ) from error
 
-    def write(self, name: str) -> None:
-        """Marks a step as done."""
+    def write(self, name: str, defined: Mapping[str, Any]) -> None:
+        """Marks a step as done; `defined` is its definition when it was started: files may have changed since."""
         used = {need: self.read(need)["finished"] for need in self._recipe.needs[name]}
         mark = {
-            "definition": definition(self._recipe, self._recipe.steps[name]),
+            "definition": defined,
             "used": used,
             "finished": time.time_ns(),
         }

@@ -37,6 +37,7 @@ class _Running(NamedTuple):
     log: BinaryIO
     cores: tuple[int, ...]
     start: float
+    defined: dict[str, Any]
 
 
 def run(recipe: Recipe, workdir: Path, jobs: int = 1, only: Sequence[str] = ()) -> int:
@@ -153,6 +154,7 @@ class _Runner:
             done.add(name)
             return True
         step = self._recipe.steps[name]
+        defined = definition(self._recipe, step)
         folder = self._workdir / name
         if step.kind != "train":
             shutil.rmtree(folder, ignore_errors=True)  # what is left of an interrupted one
@@ -179,7 +181,7 @@ class _Runner:
         if self._several:
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(process.pid, cores)  # before it has made any thread
-        self._running[name] = _Running(process, log, cores, time.monotonic())
+        self._running[name] = _Running(process, log, cores, time.monotonic(), defined)
         return True
 
     def _ended(self) -> set[str]:
@@ -190,7 +192,7 @@ class _Runner:
             if status is None:
                 continue
             if status == 0:
-                self._marks.write(name)
+                self._marks.write(name, one.defined)
                 done.add(name)
                 took = format_seconds(time.monotonic() - one.start)
                 print(f"{name} is done, after {took}.", flush=True)

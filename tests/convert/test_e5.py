@@ -16,7 +16,7 @@ import pytest
 from flax import linen as nn
 
 from clipjax.convert.e5 import SETTINGS, TABLE, load_multilingual_e5_small, open_e5
-from clipjax.convert.packages import FILES, package_file
+from clipjax.data.packages import FILES, package_file
 from clipjax.data.tokenizers.hf_json import HFTokenizer
 from clipjax.errors import UserError
 from clipjax.models.bert import Bert

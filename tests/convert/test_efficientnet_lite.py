@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipjax.convert.efficientnet_lite import TABLE, load_efficientnet_lite0
 from clipjax.convert.files import open_tensors, read_all
-from clipjax.convert.packages import package_file
+from clipjax.data.packages import package_file
 from clipjax.models.efficientnet import EfficientNetLite0
 
 GOLDEN = Path(__file__).parent / "golden"

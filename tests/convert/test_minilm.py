@@ -7,7 +7,7 @@ from flax import linen as nn
 from safetensors.numpy import load_file
 
 from clipjax.convert.minilm import TABLE, load_minilm_l6
-from clipjax.convert.packages import FILES, package_file
+from clipjax.data.packages import FILES, package_file
 from clipjax.data.tokenizers.hf_json import HFTokenizer
 from clipjax.errors import UserError
 from clipjax.models.bert import Bert

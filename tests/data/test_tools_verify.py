@@ -202,3 +202,24 @@ def test_mistakes(good, tmp_path, capsys):
         assert words in capsys.readouterr().err
     assert (tmp_path / "there").read_text() == "mine"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_further_features_are_checked_too(tmp_path, capsys):
+    """With a config, what its features ask for: here labels, and neither images nor captions."""
+    config, output = tmp_path / "config.py", tmp_path / "bad.jsonl"
+    config.write_text(
+        "from clipjax.defaults import base_config\n"
+        "def get_config(arg=None):\n"
+        "    config = base_config()\n"
+        "    config.data.sources = {'numbers': {'kind': 'tests.data.own_features:Numbered'}}\n"
+        "    classes = ('cat', 'dog')\n"
+        "    labels = {'kind': 'labels', 'column': 'kind', 'classes': classes}\n"
+        "    config.data.features = {'labels': labels}\n"
+        "    return config\n"
+    )
+    assert main(["data", "verify", f"--config={config}", f"--output={output}"]) == 1
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["index"] for line in lines] == [2, 5, 8, 11, 14, 17]
+    assert "finds 'cow' in the column 'kind'" in lines[0]["reason"]
+    assert main(["data", "inspect", f"--config={config}", f"--output={tmp_path / 'a.html'}"]) == 0
+    assert "captions a record" in capsys.readouterr().out

@@ -287,7 +287,8 @@ def _guarded(function: Any, what: str, where: str) -> Any:
         raise
     except Exception as error:
         lines = traceback.extract_tb(error.__traceback__)
-        place = f"{lines[-1].filename}, line {lines[-1].lineno}"
+        own = [line for line in lines if "site-packages" not in line.filename]  # not numpy's
+        place = f"{own[-1].filename}, line {own[-1].lineno}"
         reason = " ".join(str(error).split()).rstrip(".") or "no reason given"
         raise UserError(
             f"{_upper(what)} fails {where}: {type(error).__name__}: {reason} ({place})."

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from clipjax.convert.packages import FILES, package_file
+from clipjax.data.packages import FILES, package_file
 from clipjax.data.tokenizers.clean import check_clean, cleaner
 from clipjax.data.tokenizers.rows import (
     OfFile,

@@ -1,0 +1,41 @@
+"""An arm of the README's comparison, on WordNet's glosses and descriptions of ImageNet's classes.
+
+pretrain, pretrain_wrong_sign    first stage, with gamma = -0.1 and 0.1
+full, wrong_sign                 second stage: config.init = spread_q of those (the recipe does it)
+no_pretrain                      second stage alone, as long as both
+skipgram                         one sense a word, as long as both; its contexts are clustered by k-means
+"""
+
+from pathlib import Path
+
+from clipjax.config import import_file
+
+paper = import_file(Path(__file__).with_name("paper.py"))
+V, K, EPOCH = 20_000, 3, 300_032  # samples: a quarter of the corpus
+ARMS = ("pretrain", "pretrain_wrong_sign", "full", "wrong_sign", "no_pretrain", "skipgram")
+
+
+def get_config(arg="full"):
+    if arg not in ARMS:
+        raise ValueError(f"there is no arm {arg!r}; there are {', '.join(ARMS)}")
+    windows = f"{paper.HERE}.windows:Windows"
+    corpus = {"kind": windows, "path": "runs/words/corpus.npz", "vocabulary": V, "grouped": True}
+    whole = 4 / 3 if arg in ("no_pretrain", "skipgram") else 1  # as long as both stages
+    config = paper.build(
+        "pretrain" if "pretrain" in arg and arg != "no_pretrain" else "train",
+        corpus,
+        epoch=round(EPOCH * whole),
+        batch_size=512,
+        vocabulary=V,
+        senses=1 if arg == "skipgram" else K,
+        embed_dim=100,
+        lr=30.0,
+    )
+    if arg == "pretrain_wrong_sign":
+        config.losses.entropy.weight = -paper.GAMMA
+    if arg == "skipgram":
+        config.evals.senses.update(kind=f"{paper.HERE}.evals:ContextClusters", clusters=K)
+    config.data.threads = 1
+    config.checkpoint.every = "50%"
+    config.log.tensorboard = False
+    return config
