@@ -330,6 +330,7 @@ class WithParts(DualEncoder, kw_only=True):
 
     teacher: nn.Module
     text_no: nn.Module
+    needs = ("image", "text", "extra")
 
     @nn.compact
     def __call__(self, batch, *, train=False):
