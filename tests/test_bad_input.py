@@ -69,7 +69,7 @@ MISTAKES = {
     "batch_size=0": "batch_size must be at least 1",
     "total_samples=0": "total_samples is 0",
     "total_samples=-8": "no duration",
-    "optim.warmup=3 minutes": "config.optim.warmup = '3 minutes' is no duration",
+    "optim.warmup=3 minutes": "config.optim.warmup = '3 minutes' is not a valid duration",
     "optim.warmup=99 epochs": "longer than the run",
     "losses={}": "config.losses is empty",
     # Kinds
@@ -163,7 +163,7 @@ MISTAKES = {
     # Weights to start from
     "init.image=nowhere": "'nowhere' is neither a checkpoint nor a pretrained tower",
     "init.imag=efficientnet_lite0": "a part 'imag' that the model does not have (did you mean 'image'",
-    f"init.image={CONFIG.parent}": "is no checkpoint",
+    f"init.image={CONFIG.parent}": "is not a checkpoint",
 }
 
 
@@ -235,9 +235,9 @@ def test_checkpoints_that_are_none(refused, tmp_path, workdir):
         output = f"--output={tmp_path / 'out.npz'}"
         return refused("embed", f"--checkpoint={path}", f"--texts={texts}", output)
 
-    assert "There is no checkpoint at" in embed(tmp_path / "nowhere")
+    assert "There is not a checkpoint at" in embed(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "is no checkpoint" in embed(tmp_path / "empty")
+    assert "is not a checkpoint" in embed(tmp_path / "empty")
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     assert "holds no tensors" in embed(file)
@@ -245,6 +245,6 @@ def test_checkpoints_that_are_none(refused, tmp_path, workdir):
     for item in ("params", "meta"):
         (foreign / item).mkdir(parents=True)
     assert "100' cannot be read, so it is damaged or foreign" in embed(tmp_path / "foreign")
-    assert "There is no checkpoint at" in refused("eval", f"--checkpoint={tmp_path / 'nowhere'}")
+    assert "There is not a checkpoint at" in refused("eval", f"--checkpoint={tmp_path / 'nowhere'}")
     said = refused("eval", f"--checkpoint={workdir}")
     assert "names no evaluators" in said

@@ -168,7 +168,7 @@ def test_slices_lie_along_data(boxed):
     assert mesh.remarks(boxed, made) == []
     across = mesh.make_mesh({"fsdp": 8}, devices)
     (said,) = mesh.remarks(boxed, across)
-    assert "config.mesh.data = 1 is no multiple of the 2 slices" in said
+    assert "config.mesh.data = 1 is not a multiple of the 2 slices" in said
 
 
 def test_constrain():

@@ -1,4 +1,4 @@
-"""Use a trained model: pictures, texts and regions in, embeddings out."""
+"""Use a trained model: images, texts and regions in, embeddings out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from clipjax.convert.shapes import abstract_params
 from clipjax.convert.source import open_source, resized
 from clipjax.convert.tokenizer_option import section
 from clipjax.data.tokenizers import Tokenizer
-from clipjax.encode.encoder import Encoder, Picture
+from clipjax.encode.encoder import Encoder, ImageInput
 from clipjax.errors import UserError
 from clipjax.imports import make_importable
 from clipjax.mesh import make_mesh
@@ -45,10 +45,10 @@ class Model:
         self.module, self.params, self.config, self.tokenizer = module, params, config, tokenizer
         self._encoder = Encoder(module, config, tokenizer, mesh, batch_size=64)
 
-    def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
+    def encode_image(self, images: Sequence[ImageInput]) -> np.ndarray:
         """Paths, PIL images, encoded bytes or uint8 arrays -> float32 [n, D], L2-normalised."""
         if isinstance(images, str | bytes | Path | Image.Image):
-            raise UserError("encode_image takes a list of pictures; write encode_image([picture]).")
+            raise UserError("encode_image takes a list of images; write encode_image([image]).")
         return self._encoder.images(self.params, images)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -58,34 +58,36 @@ class Model:
         return self._encoder.texts(self.params, texts)
 
     def encode_regions(
-        self, images: Sequence[Picture], boxes: Sequence[Any], how: str = "model"
+        self, images: Sequence[ImageInput], boxes: Sequence[Any], how: str = "model"
     ) -> list[np.ndarray]:
-        """Boxes of pictures -> for each picture float32 [m, D], L2-normalised; see `Encoder.regions`.
+        """Boxes of images -> for each image float32 [m, D], L2-normalised; see `Encoder.regions`.
 
         Args:
           images: as for `encode_image`.
-          boxes: for each picture [m, 4], x1, y1, x2, y2 as fractions of the upright picture.
+          boxes: for each image [m, 4], x1, y1, x2, y2 as fractions of the upright image.
           how: "model", "roi_align" or "crop".
         """
         if isinstance(images, str | bytes | Path | Image.Image):
-            raise UserError("encode_regions takes lists; write encode_regions([picture], [boxes]).")
+            raise UserError("encode_regions takes lists; write encode_regions([image], [boxes]).")
         return self._encoder.regions(self.params, images, boxes, how)
 
-    def ground(self, images: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Texts of pictures -> for each picture float32 [m, 4], their boxes; see `Encoder.ground`."""
+    def ground(
+        self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]
+    ) -> list[np.ndarray]:
+        """Texts of images -> for each image float32 [m, 4], their boxes; see `Encoder.ground`."""
         if isinstance(images, str | bytes | Path | Image.Image) or isinstance(texts, str):
-            raise UserError("ground takes lists; write ground([picture], [[text]]).")
+            raise UserError("ground takes lists; write ground([image], [[text]]).")
         return self._encoder.ground(self.params, images, texts)
 
     def encode_pixels(self, pixels_BxHxWx3: np.ndarray) -> np.ndarray:
         """Already normalised float32 pixels [n, size, size, 3] -> float32 [n, D], L2-normalised.
 
-        A NaFlex model takes pictures of any sides that its patch divides, all of the same here.
+        A NaFlex model takes images of any sides that its patch divides, all of the same here.
         """
         pixels = np.asarray(pixels_BxHxWx3)
         if pixels.dtype == np.uint8:
             raise UserError(
-                "encode_pixels takes normalised float32 pixels; give uint8 pictures to encode_image."
+                "encode_pixels takes normalised float32 pixels; give uint8 images to encode_image."
             )
         return self._encoder.run("image", self.params, pixels.astype(np.float32))
 
@@ -156,7 +158,7 @@ def load(
         it is wanted only where the folder has moved.
 
     Raises:
-      UserError: there is no checkpoint, it is of no known format, or not all of it is understood.
+      UserError: there is not a checkpoint, it is of no known format, or not all of it is understood.
     """
     if root is not None:
         make_importable(Path(root).absolute())

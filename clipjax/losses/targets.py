@@ -64,10 +64,10 @@ class Targets:
 
 @flax.struct.dataclass
 class SameId(Targets):
-    """A pair is positive if image and text carry the same number: several captions of a picture, duplicates, classes.
+    """A pair is positive if image and text carry the same number: several captions of an image, duplicates, classes.
 
     Attributes:
-      image_id_R: int32; a negative number marks a picture without any match.
+      image_id_R: int32; a negative number marks an image without any match.
       text_id_C: int32.
     """
 

@@ -27,7 +27,7 @@ def normalise_pixels(image: jax.Array, mean: Sequence[float], std: Sequence[floa
     """uint8 -> (x / 255 - mean) / std in float32; what is not uint8 passes unchanged.
 
     Args:
-      image: pictures [B, H, W, 3], or flattened patches [B, N, 3pp] in the order row, column, channel.
+      image: images [B, H, W, 3], or flattened patches [B, N, 3pp] in the order row, column, channel.
       mean: of the three channels.
       std: of the three channels.
     """

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.evals.records import Encoder, check_source, chunks, pictures_of, texts_of
+from clipjax.evals.records import Encoder, check_source, chunks, images_of, texts_of
 
 UNITS = {"gap": "", "alignment": "", "uniformity": ""}
 
@@ -70,4 +70,4 @@ class Geometry:
     def _pair(self, place: int) -> tuple[Any, str]:
         record = self._source[place]
         where = f"Record {place} of evaluator {self.name!r}"
-        return pictures_of(record)[0], texts_of(record, (self._field,), where)[0]
+        return images_of(record)[0], texts_of(record, (self._field,), where)[0]

@@ -283,7 +283,7 @@ def test_a_plain_clip_starts_from_a_region_model_without_its_regions(region_mode
     )
 
 
-def test_pictures_of_another_size(plain_model, capsys):
+def test_images_of_another_size(plain_model, capsys):
     found = started({"": plain_model, "regions": "fresh"}, clip(size=32))
     said = capsys.readouterr().err
     assert "image/position_embedding is resampled from 5 to 17 rows (bicubic_antialias)" in said

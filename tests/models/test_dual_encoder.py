@@ -122,7 +122,7 @@ def test_text_mask_reaches_the_tower(params):
     )
 
 
-def test_bytes_and_normalised_floats_are_the_same_picture(params):
+def test_bytes_and_normalised_floats_are_the_same_image(params):
     mean, std = np.float32(MODEL.mean), np.float32(MODEL.std)
     pixels = (BATCH["image"].astype(np.float32) / 255 - mean) / std
     for name in ("image_embedding", "image_tokens"):
