@@ -115,7 +115,7 @@ class _View:
         self._found: Any = None
 
     def pixels(self, scale: float, background: tuple[int, int, int]) -> np.ndarray:
-        """As `Image.pixels`."""
+        """As `EncodedImage.pixels`."""
         return self._once(lambda encoded: encoded.pixels(scale, background))
 
     def image(self, background: tuple[int, int, int]) -> Image.Image:
