@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipjax.errors import UserError
 from clipjax.losses import softmax_contrastive
@@ -48,10 +49,12 @@ def cl2l(
     if "local_image_embedding" in outputs:
         image, text = outputs["local_image_embedding"], outputs["local_text_embedding"]  # [B, A, D]
         views, scale = image.shape[1], outputs["local_logit_scale"]
-        pairs = itertools.product(range(views), repeat=2)
-        found = [pair(image[:, a], text[:, b], scale, label_smoothing)[0] for a, b in pairs]
-        metrics |= {"local": sum(found) / views**2, "local_logit_scale": scale}
-        value = (value + views * metrics["local"]) / (1 + views)
+        a, b = (np.array(n) for n in zip(*itertools.product(range(views), repeat=2), strict=True))
+        pairs = image[:, a].swapaxes(0, 1), text[:, b].swapaxes(0, 1)  # compiled once for all
+        one = lambda _, xy: (None, pair(*xy, scale, label_smoothing)[0])  # noqa: E731
+        local = jnp.mean(jax.lax.scan(one, None, pairs)[1])
+        metrics |= {"local": local, "local_logit_scale": scale}
+        value = (value + views * local) / (1 + views)
     return value * (2 if total == "sum" else 1), metrics
 
 
