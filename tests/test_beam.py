@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_read_is_said(job, tmp_path):
     with pytest.raises(
         UserError, match=r"^Record \d+ cannot be read \(OSError: the disk is gone\)"
     ):
-        start(*job, "test_beam:Gone", f"--output={tmp_path / 'out'}")
+        start(*job, "tests.test_beam:Gone", f"--output={tmp_path / 'out'}")
 
 
 def test_bad_records_are_counted_and_never_fatal(tmp_path):
@@ -273,16 +273,20 @@ def test_bad_records_are_counted_and_never_fatal(tmp_path):
         "image is truncated or broken": 4,
         "there is no image": 4,
     }
-    summary = start("dedup", "test_beam:Hostile", f"--output={tmp_path / 'd'}")
+    summary = start("dedup", "tests.test_beam:Hostile", f"--output={tmp_path / 'd'}")
     assert summary["removed"] == broken | undecodable
     assert [v["index"] for v in removed(tmp_path / "d")] == [i for i in range(24) if i % 6]
     summary = start(
-        "filter", "test_beam:Hostile", f"--output={tmp_path / 'f'}", "--filter=min_side=10"
+        "filter", "tests.test_beam:Hostile", f"--output={tmp_path / 'f'}", "--filter=min_side=10"
     )
     sizes = {k: n for k, n in undecodable.items() if "truncated" not in k}
     assert summary["removed"] == broken | sizes
     summary = start(
-        "reshard", "test_beam:Hostile", f"--output={tmp_path / 'r'}", "--shards=2", "--shuffle=1"
+        "reshard",
+        "tests.test_beam:Hostile",
+        f"--output={tmp_path / 'r'}",
+        "--shards=2",
+        "--shuffle=1",
     )
     assert summary["left_out"] == broken | {"there is no image": 4}  # images are not decoded
     assert summary["written"] == 12

@@ -202,7 +202,7 @@ def test_two_thousand_damaged_files(tmp_path, seed):
     stream = make_stream(entries)
     seen, lost = Counter(), Counter()
     for place in range(stream.epoch):
-        source, record = stream.order[place]
+        source, record = stream.order.draw(place, 0)
         sample = stream[place]
         counts = counted(sample)
         counts.pop("cut", None)

@@ -67,7 +67,7 @@ class Cut(Records):
 
     def raw(self, place: int) -> tuple[dict[str, Any] | None, str]:
         """(the record as it is, ""), or (None, why it is left out)."""
-        index = place if self._order is None else self._order[place][1]
+        index = place if self._order is None else self._order.draw(place, 0)[1]
         if index in self._removed:
             return None, LISTED
         record, reason = read(self._source, index)
