@@ -200,7 +200,7 @@ def find(path: Path | str) -> epath.Path:
       UserError: nothing is there, or what is there is not a checkpoint of clipjax.
     """
     if not epath.Path(path).exists():
-        raise UserError(f"There is not a checkpoint at {str(path)!r}.")
+        raise UserError(f"There is no checkpoint at {str(path)!r}.")
     found = _find(path)
     if found is None:
         raise UserError(

@@ -68,7 +68,7 @@ MISTAKES = {
     "batch_size=four": "config.batch_size must be a whole number, not 'four'",
     "batch_size=0": "batch_size must be at least 1",
     "total_samples=0": "total_samples is 0",
-    "total_samples=-8": "no duration",
+    "total_samples=-8": "not a valid duration",
     "optim.warmup=3 minutes": "config.optim.warmup = '3 minutes' is not a valid duration",
     "optim.warmup=99 epochs": "longer than the run",
     "losses={}": "config.losses is empty",
@@ -153,7 +153,7 @@ MISTAKES = {
     "optim.freeze=(('.*', True),)": "freezes every parameter",
     "optim.freeze=('image/.*', True)": "must be a tuple of (pattern, value) pairs",
     "optim.decay_rules=(('image/.*', 1.0),)": "says nothing about the parameter 'image_head/",
-    "optim.lr_multipliers=(('(', 1.0),)": "no regular expression",
+    "optim.lr_multipliers=(('(', 1.0),)": "not a valid regular expression",
     "optim.clip_values=(('logit_scale', 0.0),)": "(pattern, low, high)",
     "optim.clip_values=(('logit_bias', 0.0, 1.0),)": "matches no parameter, 'logit_bias'",
     # The mesh
@@ -235,7 +235,7 @@ def test_checkpoints_that_are_none(refused, tmp_path, workdir):
         output = f"--output={tmp_path / 'out.npz'}"
         return refused("embed", f"--checkpoint={path}", f"--texts={texts}", output)
 
-    assert "There is not a checkpoint at" in embed(tmp_path / "nowhere")
+    assert "There is no checkpoint at" in embed(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "is not a checkpoint" in embed(tmp_path / "empty")
     file = tmp_path / "model.safetensors"
@@ -245,6 +245,6 @@ def test_checkpoints_that_are_none(refused, tmp_path, workdir):
     for item in ("params", "meta"):
         (foreign / item).mkdir(parents=True)
     assert "100' cannot be read, so it is damaged or foreign" in embed(tmp_path / "foreign")
-    assert "There is not a checkpoint at" in refused("eval", f"--checkpoint={tmp_path / 'nowhere'}")
+    assert "There is no checkpoint at" in refused("eval", f"--checkpoint={tmp_path / 'nowhere'}")
     said = refused("eval", f"--checkpoint={workdir}")
     assert "names no evaluators" in said

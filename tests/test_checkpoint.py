@@ -179,7 +179,7 @@ def test_find(run, tmp_path):
     assert checkpoint.newest(tmp_path / "checkpoints") is None
     with pytest.raises(UserError, match="is not a clipjax checkpoint"):
         checkpoint.find(tmp_path)
-    with pytest.raises(UserError, match="There is not a checkpoint at"):
+    with pytest.raises(UserError, match="There is no checkpoint at"):
         checkpoint.find(tmp_path / "nowhere")
 
 

@@ -175,7 +175,7 @@ def refused(settings):
         ),
         ("('slow_scale', 'logit_scale', 1.5)", "must be from 0 to 1, not 1.5"),
         ("('slow_scale', 'logit_scale', 'x')", "must be a number, or pairs"),
-        ("('slow_scale', r'\\2', 0.5)", "no regular expression with its replacement"),
+        ("('slow_scale', r'\\2', 0.5)", "not a valid regular expression with its replacement"),
     ],
 )
 def test_follow_refusals(rule, words):

@@ -47,7 +47,7 @@ def open_weights(path: str | Path) -> Weights:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"There is not a checkpoint at {str(path)!r}.")
+        raise UserError(f"There is no checkpoint at {str(path)!r}.")
     file = _in_directory(path) if path.is_dir() else path
     described = any((file.parent / name).is_file() for name in CONFIGS)
     opened = open_sharded(file) if file.name.endswith(".index.json") else open_tensors(file)

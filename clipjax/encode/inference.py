@@ -158,7 +158,7 @@ def load(
         it is wanted only where the folder has moved.
 
     Raises:
-      UserError: there is not a checkpoint, it is of no known format, or not all of it is understood.
+      UserError: there is no checkpoint, it is of no known format, or not all of it is understood.
     """
     if root is not None:
         make_importable(Path(root).absolute())

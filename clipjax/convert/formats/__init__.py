@@ -27,7 +27,7 @@ def get(name: str) -> Any:
       UserError: there is none (with the nearest name).
     """
     if name not in FORMATS:
-        raise UserError(f"There is not a checkpoint format {name!r}{nearest(name, FORMATS)}.")
+        raise UserError(f"There is no checkpoint format {name!r}{nearest(name, FORMATS)}.")
     return importlib.import_module(FORMATS[name])
 
 

@@ -134,7 +134,7 @@ def test_owlv2_takes_a_image_without_phrases_and_refuses_odd_sizes(owl):
     found = detector([one._replace(phrases=()), other])
     assert found[0].scores_NxP.shape == (16, 0)
     np.testing.assert_allclose(found[1].scores_NxP, detector([other])[0].scores_NxP, atol=1e-5)
-    with pytest.raises(UserError, match="no multiple of 14"):
+    with pytest.raises(UserError, match="not a multiple of 14"):
         OwlV2(owl, size=100, device="cpu").load()
     with pytest.raises(UserError, match=r"checkpoint '.*nowhere' cannot be loaded"):
         OwlV2(owl + "/nowhere", device="cpu").load()
