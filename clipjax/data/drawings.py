@@ -26,7 +26,7 @@ TRAIN_STYLES = ("noto", "twemoji", "openmoji", "noto_v1", "emojione")
 TEST_STYLE = "fluent_3d"  # never trained on
 
 SPLITS = ("seen", "unseen", "all")
-GROUPS = ("image", "concept")
+GROUPS = ("picture", "concept")
 
 
 class Drawings:
@@ -44,12 +44,12 @@ class Drawings:
       `name`, `keywords`, `language`
       `category`  one of `categories()`, in English whatever the language
       `concept`   int, index into the full list of concepts, the same for every split and style
-      `style`     only with `group="image"`
+      `style`     only with `group="picture"`
 
     Args:
       split: "seen" (673 concepts), "unseen" (184) or "all".
       styles: names among `TRAIN_STYLES` and `TEST_STYLE`.
-      group: "image" gives one record per drawing, "concept" one per concept.
+      group: "picture" gives one record per drawing, "concept" one per concept.
       locales: names among `locales()`; each record is there once in every one.
 
     Raises:
@@ -60,7 +60,7 @@ class Drawings:
         self,
         split: Literal["seen", "unseen", "all"] = "seen",
         styles: Sequence[str] | str = TRAIN_STYLES,
-        group: Literal["image", "concept"] = "image",
+        group: Literal["picture", "concept"] = "picture",
         locales: Sequence[str] | str = ("en",),
     ):
         (self.split,) = _check("split", (split,), SPLITS)
@@ -73,7 +73,7 @@ class Drawings:
             if self.split not in ("all", entry["split"]):
                 continue
             drawn = tuple(style for style in self.styles if entry["tiles"][style] is not None)
-            if self.group == "image":
+            if self.group == "picture":
                 self._rows += [(concept, (style,)) for style in drawn]
             elif drawn:
                 self._rows.append((concept, drawn))
@@ -96,7 +96,7 @@ class Drawings:
             "concept": concept,
             "language": language,
         }
-        if self.group == "image":
+        if self.group == "picture":
             (record["style"],) = styles
         return record
 

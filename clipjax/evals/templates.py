@@ -17,14 +17,14 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "simple": (
         "{}",
         "a {}",
-        "an image of a {}.",
+        "a picture of a {}.",
         "an image that shows a {}.",
         "this is a {}.",
     ),
     "drawings": (
         "a drawing of a {}.",
         "a colourful drawing of a {}.",
-        "a small image of a {}.",
+        "a small picture of a {}.",
         "an icon of a {}.",
         "an emoji of a {}.",
     ),

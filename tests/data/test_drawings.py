@@ -212,7 +212,7 @@ def test_images_cannot_be_spoilt():
 
 
 def test_pickles_are_small_and_equal():
-    source = Drawings("unseen", STYLES, "image", ("en", "ja"))
+    source = Drawings("unseen", STYLES, "picture", ("en", "ja"))
     source[0]  # sheets decoded
     data = pickle.dumps(source)
     assert len(data) < 500

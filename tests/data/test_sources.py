@@ -101,5 +101,5 @@ def test_no_file_and_no_records(tmp_path):
 def test_synthetic_records_never_change():
     first, again = Synthetic(size=8, length=3)[1], Synthetic(size=8, length=9)[1]
     np.testing.assert_array_equal(first["image"], again["image"])
-    assert first["text"] == ["image number 1"]
+    assert first["text"] == ["picture number 1"]
     assert decode(first["image"]).size == (8, 8)

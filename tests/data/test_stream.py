@@ -68,7 +68,7 @@ def test_a_sample(stream):
     assert sample["text"].dtype == np.int32
     assert sample["sample_id"].dtype == np.int64
     assert sample["sample_seed"].dtype == np.uint32
-    assert counted(sample) == {"cut": 1}  # "image number N" is longer than eight letters
+    assert counted(sample) == {"cut": 1}  # "picture number N" is longer than eight letters
     assert_same(stream[7], make_stream()[7])
     assert not np.array_equal(sample["image"], make_stream(seed=1)[7]["image"])
 

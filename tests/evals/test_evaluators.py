@@ -200,7 +200,7 @@ def test_retrieval_gallery_names_records_and_marks_the_right_ones():
     assert by_text["apple"].rank == 1
     hound = by_text["a hound"]
     assert (hound.record, hound.rank) == (2, 4)
-    assert [(h.record, h.img, h.right) for h in hound.hits] == [
+    assert [(h.record, h.image, h.right) for h in hound.hits] == [
         (0, 0, False),
         (1, 0, False),
         (1, 1, False),
@@ -208,7 +208,7 @@ def test_retrieval_gallery_names_records_and_marks_the_right_ones():
     ]
     assert hound.hits[0].score == pytest.approx(1.0)
     second_pear = by_image[2]
-    assert (second_pear.record, second_pear.img, second_pear.text) == (1, 1, "pear")
+    assert (second_pear.record, second_pear.image, second_pear.text) == (1, 1, "pear")
     assert second_pear.hits[0].right
     assert second_pear.hits[0].text == "pear"
     assert evaluator.image(1, 1)[0, 0, 0] == PEAR

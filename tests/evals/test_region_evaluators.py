@@ -157,7 +157,7 @@ def test_records_that_do_not_fit_are_refused_by_name():
     plain = "cannot be used: names is not a list with one entry a box"
     refused(plain, good | {"names": "cat"}, RegionClassification)
     refused(plain, good | {"names": 3}, RegionClassification, classes=WORDS)
-    refused("region_text is no list", good | {"region_text": "cat"})
+    refused("region_text is not a list", good | {"region_text": "cat"})
     refused("text is neither a string nor a list", good | {"region_text": [3]})
     refused("text is neither a string nor a list", good | {"names": np.array([3])}, Grounding)
     with pytest.raises(UserError, match="source of evaluator 'mine' is empty"):
@@ -314,23 +314,23 @@ def test_galleries_show_evenly_spaced_images_with_regions():
     (gallery,) = RegionRetrieval("phrases", source, Planted(table(0))).galleries(None, n=4)
     assert "phrases" in gallery.title
     # Places 2, 6, 10 and 14 of 16.
-    assert [len(regions) for _, regions in gallery.imgs] == [3, 3, 3, 3]
-    image, (cup, *_) = gallery.imgs[0]
+    assert [len(regions) for _, regions in gallery.images] == [3, 3, 3, 3]
+    image, (cup, *_) = gallery.images[0]
     np.testing.assert_array_equal(image, source[2]["image"])
     np.testing.assert_allclose(cup.box_4, np.array(TOP) / SIZE)
     assert cup.text == "the cup"
     assert [a.right for a in cup.answers].count(True) == (cup.rank <= 3)
     (classes,) = RegionClassification("c", source, Planted()).galleries(None, n=3)
-    assert len(classes.imgs) == 3
-    assert all(r.rank == 1 and r.answers[0].right for _, some in classes.imgs for r in some)
+    assert len(classes.images) == 3
+    assert all(r.rank == 1 and r.answers[0].right for _, some in classes.images for r in some)
     boxes = {name: tuple(np.array(LEFT) / SIZE) for name in WORDS}
     (found,) = Grounding("b", source, Planted(boxes=boxes)).galleries(None, n=2)
-    assert [[one.text for one in some] for _, some in found.imgs] == [
+    assert [[one.text for one in some] for _, some in found.images] == [
         ["cat", "dog"],
         ["cat", "dog"],
     ]
-    assert found.imgs[0][1][0].iou == pytest.approx(1)
+    assert found.images[0][1][0].iou == pytest.approx(1)
     # Images without regions are passed over.
     alone = [scene(), scene(), scene(("cat", LEFT)), scene()]
     (one,) = RegionClassification("c", alone, Planted(), classes=WORDS).galleries(None, n=2)
-    assert len(one.imgs) == 1
+    assert len(one.images) == 1

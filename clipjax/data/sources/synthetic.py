@@ -17,4 +17,4 @@ class Synthetic:
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng(index)
         image = rng.integers(0, 256, (self._size, self._size, 3), np.uint8)
-        return {"image": image, "text": [f"image number {index}"], "language": "en"}
+        return {"image": image, "text": [f"picture number {index}"], "language": "en"}

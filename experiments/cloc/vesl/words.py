@@ -17,7 +17,7 @@ whom why will with you your yours yourself yourselves
 _GENERIC = """
 alibaba aliexpress amazon available background blog buy co com description diy download facebook free gif hd ideas
 illustration illustrations image images img instagram jpg online org original page pdf photo photography photos
-picclick image images png porn premium resolution royalty sale sex shutterstock stock svg thumbnail tumblr
+picclick picture pictures png porn premium resolution royalty sale sex shutterstock stock svg thumbnail tumblr
 tumgir twitter uk uploaded vector vectors video videos wallpaper wallpapers wholesale www xxx youtube
 """
 

@@ -513,7 +513,7 @@ def test_mistakes_of_programs_are_one_sentence(tmp_path, capsys):
     for arguments, message in (
         ([], "FILE[:arg]"),
         (["nowhere.py"], "There is no config file 'nowhere.py'"),
-        ([str(tmp_path / "plain.py")], "has no regions"),
+        ([str(tmp_path / "plain.py")], "has no feature `regions`"),
     ):
         with pytest.raises(SystemExit) as status:
             cost.main(arguments)
