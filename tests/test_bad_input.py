@@ -80,8 +80,8 @@ MISTAKES = {
     "data.sources.drawings.kind=drawing": "no source named 'drawing' (did you mean 'drawings'",
     "data.features.text.captions.kind=name": "no caption policy named 'name'",
     "tokenizer.kind=clip_bpa": "no tokenizer named 'clip_bpa' (did you mean 'clip_bpe'",
-    "optim.name=adamm": "no optimizer 'adamm' (did you mean 'adamw'",
-    "optim.schedule=cosin": "no schedule 'cosin' (did you mean 'cosine'",
+    "optim.name=adamm": "no optimizer named 'adamm' (did you mean 'adamw'",
+    "optim.schedule=cosin": "no schedule named 'cosin' (did you mean 'cosine'",
     "evals.mine={'kind': 'retreival', 'source': {'kind': 'drawings'}}": (
         "no evaluator named 'retreival' (did you mean 'retrieval'"
     ),
