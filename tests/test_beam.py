@@ -375,6 +375,7 @@ def test_what_a_worker_raises_is_one_sentence(tmp_path):
 
 def test_without_beam(monkeypatch, plain, tmp_path):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    monkeypatch.delitem(sys.modules, "common")
+    for name in ("common", "dedup"):
+        monkeypatch.delitem(sys.modules, f"tools.beam.{name}", raising=False)
     with pytest.raises(UserError, match=r"pip install 'clipjax\[beam\]'"):
         start("dedup", plain, f"--output={tmp_path / 'd'}")
