@@ -200,7 +200,7 @@ def test_follow_refusals(rule, words):
             "output",
             "does not give (did you mean 'image_embedding'?)",
         ),
-        ("field", "reads the batch field 'labels', which no feature makes; there are image, "),
+        ("field", "reads the batch field 'labels', which no feature makes; there are "),
         ("write", "fails at line"),
         ("fails", "of tiny_core.py: TypeError: "),
         ("trained", "update of 'logit_scale', which trains; freeze it: put ('logit_scale', True)"),
