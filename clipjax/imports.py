@@ -61,7 +61,7 @@ def used_modules(config: Mapping[str, Any]) -> dict[str, str]:
 
     Returns:
       For each module, but those of clipjax, the folder that it is imported from: `{"experiments.mine.losses":
-      "/home/me/project"}`. A module that cannot be found has the root "".
+      "~/project"}`. A module that cannot be found has the root "".
     """
     modules = dict.fromkeys(path.partition(":")[0] for path in import_paths(config))
     return {m: _root(m) for m in modules if m.partition(".")[0] != "clipjax"}

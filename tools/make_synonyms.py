@@ -55,7 +55,7 @@ def plain(lemma: str) -> str:
 
 
 def main() -> None:
-    """Writes the file."""
+    """See the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dict", type=Path, required=True, help="folder with WordNet's index.noun")
     parser.add_argument("--output", type=Path, required=True)

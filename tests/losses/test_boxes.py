@@ -97,7 +97,7 @@ def test_refusals():
         grounding(pred[..., :3], boxes, mask)
     with pytest.raises(UserError, match=r"and \[8, 2\]"):
         grounding(pred, boxes, mask[:, :2])
-    with pytest.raises(UserError, match=r"'region_mask'.*config\.data\.regions\.count"):
+    with pytest.raises(UserError, match=r"'region_mask'.*config\.data\.features\.regions"):
         region_grounding({"grounded_boxes": pred}, {})
     batch = dict(boxes=jnp.asarray(boxes), region_mask=jnp.asarray(mask))
     with pytest.raises(UserError, match=r"'grounded_boxes'.*regions\.kind = 'prompter'"):

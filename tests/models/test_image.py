@@ -225,7 +225,7 @@ def test_learned_rotation_of_the_class_token_trains():
         ({"pool": "cls"}, "pool cannot be 'cls'"),
         ({"positions": "sincos"}, "did you mean 'sincos_2d'"),
         ({"stem": "conv", "patch": 6}, "cannot be cut into patches of 6"),
-        ({"stem": "conv", "patch": 6, "size": 18}, "no power of 2"),
+        ({"stem": "conv", "patch": 6, "size": 18}, "not a power of 2"),
         ({"patch": 32}, "cannot be cut"),
         ({"patch_dropout": 1.0}, "below 1"),
         ({"rope": "ewa"}, "rope cannot be 'ewa' .did you mean 'eva'"),
@@ -236,7 +236,7 @@ def test_learned_rotation_of_the_class_token_trains():
         ({"mlp": "swiglue"}, "did you mean 'swiglu'"),
         ({"depth": 0}, "at least 1 layer, not 0"),
         ({"heads": 0}, "at least 1 head, not 0"),
-        ({"size": 32}, r"takes pictures \[32, 32, 3\], not \[16, 16, 3\]"),
+        ({"size": 32}, r"takes images \[32, 32, 3\], not \[16, 16, 3\]"),
     ],
     ids=str,
 )

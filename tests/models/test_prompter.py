@@ -50,7 +50,7 @@ def _init(key, given):
 
 
 def prompt(params, given, *, real=None, grid=None, boxes=True, texts=True, **settings):
-    """What the prompter makes of the pictures."""
+    """What the prompter makes of the images."""
     asked = {"boxes_BxMx4": given["boxes"] if boxes else None}
     asked |= {"text_BxMxD": given["texts"] if texts else None, "real_BxN": real}
     return _prompter(tuple(settings.items()), grid)(params, given["tokens"], asked)
@@ -85,7 +85,8 @@ def plain(params, tokens_NxW, prompt_TxW, real_N, dtype="float32"):
     rows = jnp.concatenate([prompt_TxW, tokens_NxW])[None].astype(dtype)
     real = jnp.concatenate([jnp.ones(len(prompt_TxW), bool), real_N])
     options = BlockOptions(heads=1, mlp_dim=4 * W, dtype=dtype)
-    y, _ = Block(options, 1).apply({"params": block}, rows, real[None, None, None], None)
+    mask = real[None, None, None]
+    (y, _), _ = Block(options, 1).apply({"params": block}, (rows, {}), mask, None, None, {})
     mean = jnp.mean(y[0], axis=0, where=real[:, None])
     normed = (mean - mean.mean()) / jnp.sqrt(mean.var() + 1e-5)
     normed = normed * params["norm_post"]["scale"] + params["norm_post"]["bias"]

@@ -1,0 +1,18 @@
+"""The smallest run that has everything of the experiment: what its tests train."""
+
+from pathlib import Path
+
+from clipjax.config import import_file
+
+small = import_file(Path(__file__).with_name("small.py"))
+
+
+def get_config(arg=None):
+    config = small.get_config("crop")
+    config.batch_size, config.total_samples = 16, "3 steps"
+    config.model.image.update(size=16, width=24, depth=1)
+    config.model.text.update(width=16, depth=1)
+    config.model.embed_dim = 16
+    config.log.tensorboard = False
+    config.evals = {"alignment": {**config.evals.alignment, "count": 8}}
+    return config
