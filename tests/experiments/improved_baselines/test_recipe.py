@@ -14,7 +14,7 @@ FILE = Path(__file__).parents[3] / "experiments" / "improved_baselines" / "recip
 
 @pytest.mark.parametrize(("arg", "runs"), [("", 2 * 3 + 8 + 2), (":full", 10 * 3 + 2)])
 def test_steps(arg, runs):
-    steps = load_recipe(f"{FILE}{arg}").steps
+    steps = list(load_recipe(f"{FILE}{arg}").steps.values())
     trained = [step for step in steps if step.kind == "train"]
     assert len(trained) == runs
     assert steps[-1].kind == "table"
