@@ -197,15 +197,15 @@ def find(path: Path | str) -> epath.Path:
     """The directory of the checkpoint that `path` means: itself, or the newest of a run or of a `checkpoints` folder.
 
     Raises:
-      UserError: nothing is there, or what is there is no checkpoint of clipjax.
+      UserError: nothing is there, or what is there is not a checkpoint of clipjax.
     """
     if not epath.Path(path).exists():
         raise UserError(f"There is no checkpoint at {str(path)!r}.")
     found = _find(path)
     if found is None:
         raise UserError(
-            f"{str(path)!r} is no clipjax checkpoint: it should be a run's workdir, or a folder in its 'checkpoints' "
-            "(clipjax convert makes one of other formats)."
+            f"{str(path)!r} is not a clipjax checkpoint: it should be a run's workdir, or a folder in its "
+            "'checkpoints' (clipjax convert makes one of other formats)."
         )
     return found
 

@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _speaks() -> bool:
     """Whether this process prints what all processes of its job have to say."""
-    from clipjax.job.distributed import first
+    from clipjax.job.distributed import is_primary
 
-    return first()
+    return is_primary()
 
 
 if __name__ == "__main__":

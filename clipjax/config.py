@@ -232,7 +232,7 @@ def in_samples(
     if not factor:
         hint = "" if total else " (a percentage of itself makes no sense)"
         raise UserError(
-            f"config.{what} = {value!r} is no duration; write samples, or '10 steps', '2 epochs', '5%'{hint}."
+            f"config.{what} = {value!r} is not a valid duration; write samples, or '10 steps', '2 epochs', '5%'{hint}."
         )
     count = int(match[1]) if match[1].isdecimal() else float(match[1])
     # A small share of a short run still means "often", not "never".

@@ -16,8 +16,8 @@ class UserError(Exception):
     """
 
 
-class PictureError(UserError):
-    """A UserError about one picture of a list.
+class ImageError(UserError):
+    """A UserError about one image of a list.
 
     Attributes:
       place: in the list.

@@ -42,6 +42,8 @@ HOST_ONLY = ("sample_id", "counts")
 OUTPUTS: dict[str, Field] = {
     "image_embedding": Field("B D", "float32", "L2-normalised"),
     "text_embedding": Field("B D", "float32", "L2-normalised"),
+    "image_embedding_raw": Field("B D", "float32", "the same before it is normalised"),
+    "text_embedding_raw": Field("B D", "float32", "the same before it is normalised"),
     "image_tokens": Field("B N W", "compute", "un-pooled image tokens"),
     "text_tokens": Field("B L W", "compute", "un-pooled text tokens"),
     "region_embedding": Field("B M D", "float32", "of `boxes`; L2-normalised"),

@@ -26,10 +26,8 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("vocab", "tensor"),
-    (
-        "class",
-        ("data", "fsdp"),
-    ),  # rows of a table of class centres: ("class", None), each device has its own
+    # Rows of a table of class centres, whose axes are ("class", None): each device has its own.
+    ("class", ("data", "fsdp")),
     ("expert", "expert"),
 )
 
@@ -213,7 +211,7 @@ def remarks(boxed: Any, mesh: Mesh | AbstractMesh) -> list[str]:
         slices = _slices(mesh.devices.flat)
         if mesh.shape["data"] % slices:
             sentences.append(
-                f"config.mesh.data = {mesh.shape['data']} is no multiple of the {slices} slices, so parameters and "
+                f"config.mesh.data = {mesh.shape['data']} is not a multiple of the {slices} slices, so parameters and "
                 "activations cross the slow network between them; make it one if you can."
             )
     return sentences

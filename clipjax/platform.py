@@ -17,10 +17,6 @@ IN_MICRO_BATCH: ContextVar[bool] = ContextVar("in a micro-batch", default=False)
 
 _TARGET: ContextVar[str | None] = ContextVar("target platform", default=None)
 
-# Whether a model is being traced for some rows of the batch only, because of the gradient cache. What needs the whole
-# batch, such as batch statistics, refuses to be traced there.
-IN_MICRO_BATCH: ContextVar[bool] = ContextVar("in a micro-batch", default=False)
-
 
 def target_platform() -> str:
     """Where the program now being traced will run: "cpu", "gpu" or "tpu"; by default what this machine has."""

@@ -63,7 +63,7 @@ def match(rules: Sequence[tuple[str, Any]], params: Mapping[str, Any], what: str
             compiled.append((re.compile(pattern), value))
         except re.error as error:
             raise UserError(
-                f"config.{what} has a pattern that is no regular expression, {pattern!r}: {error}."
+                f"config.{what} has a pattern that is not a valid regular expression, {pattern!r}: {error}."
             ) from error
     flat = paths(params)
     names = {path: layer_paths(path, leaf) for path, leaf in flat.items()}

@@ -30,8 +30,8 @@ from clipjax.errors import UserError
 from clipjax.evals import make_evaluators
 from clipjax.fields import HOST_ONLY
 from clipjax.imports import used_modules
-from clipjax.job.agreement import Tally, batch_share, by_first, check_same, from_first
-from clipjax.job.distributed import barrier, first, tell
+from clipjax.job.agreement import Tally, batch_share, check_same, from_primary, on_primary
+from clipjax.job.distributed import barrier, is_primary, notify
 from clipjax.job.signals import Stopped, stop_signals
 from clipjax.job.watchdog import Watchdog, guard
 from clipjax.log.profiling import Clock, Profile
@@ -69,8 +69,8 @@ def train(config: ConfigDict, workdir: str | Path, profile: str | None = None) -
         check_vocabulary(tokenizer, config)
         stream = Stream(config)
         prepared = prepare(config, make_mesh(config.mesh), stream.epoch)
-        for remark in prepared.remarks if first() else ():
-            tell(remark)
+        for remark in prepared.remarks if is_primary() else ():
+            notify(remark)
         run = Run(prepared, tokenizer, workdir, profile, clock, watchdog)
         run.to_the_end(stream, trace)
         run.report()
@@ -106,13 +106,13 @@ class Run:
         self._refreshes = make_refreshes(config)
         self._evaluators = make_evaluators(config.evals, self._encoder)
         self._agree(profile)
-        self.samples = from_first(checkpoint.newest(workdir / "checkpoints") or 0)
+        self.samples = from_primary(checkpoint.newest(workdir / "checkpoints") or 0)
         self._packed, self._made_by = checkpoint.pack_tokenizer(tokenizer), versions()
         self.state, counters = self._first_state()
         self.tally = Tally(mesh, self.share, counters)
         work = prepared.flops_per_sample
         self.log = RunLog(config, workdir, self.samples, mesh, work, self.share, self.tally, clock)
-        if self.samples >= config.total_samples and first():
+        if self.samples >= config.total_samples and is_primary():
             seen = f"{self.samples:,}"
             print(f"This run is finished: it has seen {seen} samples. Its report is written again.")
 
@@ -128,7 +128,7 @@ class Run:
         """The state to begin with, and the data counters; the workdir is this run's from here on."""
         prepared, config = self._prepared, self._config
         pretrained = {} if self.samples else load_pretrained(config, prepared.state.params)
-        by_first(lambda: claim(self._workdir, config))
+        on_primary(lambda: claim(self._workdir, config))
         check_shared(self._workdir, config)
         keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every
         self._checkpoints = Checkpointer(self._workdir, keep=keep, keep_every=keep_every)
@@ -250,7 +250,7 @@ class Run:
                 if hasattr(evaluator, "galleries")
                 for g in evaluator.galleries(self.state.averaged())
             ]
-            if first():
+            if is_primary():
                 write_report(self._workdir, galleries)
 
 

@@ -98,7 +98,8 @@ def read_follow(rules_: Any, params: Mapping[str, Any], trained: Flat) -> dict[s
             matches = {path: m.expand(source) for path, m in matches.items() if m}
         except (re.error, IndexError) as error:
             raise UserError(
-                f"config.optim.follow has a rule that is no regular expression with its replacement, {rule!r}: {error}."
+                "config.optim.follow has a rule that is not a valid regular expression with its replacement, "
+                f"{rule!r}: {error}."
             ) from error
         if not matches:
             raise UserError(

@@ -1,7 +1,7 @@
 """A named CLIP or SigLIP from nothing, with the recipe of its family: `--config=configs/clip.py:ViT-B-16`.
 
 The variants are those of clipjax/models/variants.py. The data is noise, for dry runs and speed tests; replace it by
-your own, a file of captions beside a folder of pictures (see docs/data.md), here or with
+your own, a file of captions beside a folder of images (see docs/data.md), here or with
 `--config.data.sources.pairs.kind=captions --config.data.sources.pairs.file=captions.jsonl`.
 Large towers need less memory with `--config.model.image.remat=full`.
 """

@@ -48,7 +48,7 @@ class Case(NamedTuple):
     overrides: tuple[str, ...]
 
 
-# A sixteenth of the named models' widths and a sixth of their depth; the vocabulary and the pictures are small too.
+# A sixteenth of the named models' widths and a sixth of their depth; the vocabulary and the images are small too.
 _SMALL = (
     "batch_size=64",
     *("model.image.size=64", "model.image.width=48", "model.image.depth=2", "model.image.heads=6"),

@@ -197,17 +197,17 @@ def test_who_differs_is_named_and_where(monkeypatch):
 
 def test_numbers_keep_their_64_bits():
     number = 2**62 + 1
-    assert agreement.from_first(number) == number
+    assert agreement.from_primary(number) == number
     assert agreement.gather(np.array([[number, -1]])).tolist() == [[[number, -1]]]
 
 
 def test_what_process_0_cannot_do_all_fail_by():
     done = []
-    agreement.by_first(lambda: done.append(1))
+    agreement.on_primary(lambda: done.append(1))
     assert done == [1]
 
     def fail():
         raise UserError("The disk is full.")
 
     with pytest.raises(SharedError, match=r"The disk is full\."):
-        agreement.by_first(fail)
+        agreement.on_primary(fail)

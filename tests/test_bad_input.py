@@ -68,8 +68,8 @@ MISTAKES = {
     "batch_size=four": "config.batch_size must be a whole number, not 'four'",
     "batch_size=0": "batch_size must be at least 1",
     "total_samples=0": "total_samples is 0",
-    "total_samples=-8": "no duration",
-    "optim.warmup=3 minutes": "config.optim.warmup = '3 minutes' is no duration",
+    "total_samples=-8": "not a valid duration",
+    "optim.warmup=3 minutes": "config.optim.warmup = '3 minutes' is not a valid duration",
     "optim.warmup=99 epochs": "longer than the run",
     "losses={}": "config.losses is empty",
     # Kinds
@@ -153,7 +153,7 @@ MISTAKES = {
     "optim.freeze=(('.*', True),)": "freezes every parameter",
     "optim.freeze=('image/.*', True)": "must be a tuple of (pattern, value) pairs",
     "optim.decay_rules=(('image/.*', 1.0),)": "says nothing about the parameter 'image_head/",
-    "optim.lr_multipliers=(('(', 1.0),)": "no regular expression",
+    "optim.lr_multipliers=(('(', 1.0),)": "not a valid regular expression",
     "optim.clip_values=(('logit_scale', 0.0),)": "(pattern, low, high)",
     "optim.clip_values=(('logit_bias', 0.0, 1.0),)": "matches no parameter, 'logit_bias'",
     # The mesh
@@ -163,7 +163,7 @@ MISTAKES = {
     # Weights to start from
     "init.image=nowhere": "'nowhere' is neither a checkpoint nor a pretrained tower",
     "init.imag=efficientnet_lite0": "a part 'imag' that the model does not have (did you mean 'image'",
-    f"init.image={CONFIG.parent}": "is no checkpoint",
+    f"init.image={CONFIG.parent}": "is not a checkpoint",
 }
 
 
@@ -237,7 +237,7 @@ def test_checkpoints_that_are_none(refused, tmp_path, workdir):
 
     assert "There is no checkpoint at" in embed(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "is no checkpoint" in embed(tmp_path / "empty")
+    assert "is not a checkpoint" in embed(tmp_path / "empty")
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     assert "holds no tensors" in embed(file)

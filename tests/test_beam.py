@@ -16,7 +16,7 @@ from clipjax.data.commands.shards import as_json
 from clipjax.data.orders.shuffle import Shuffle
 from clipjax.data.sources import array_record, make_source
 from clipjax.errors import UserError
-from tests.tiny_pictures import jpeg, noise
+from tests.tiny_images import jpeg, noise
 from tools.beam import (
     common,
     corpus,
@@ -44,10 +44,10 @@ def files(folder):
 def plain(tmp_path_factory):
     """2,500 records, three ranges of work; every one says its number."""
     folder = tmp_path_factory.mktemp("plain")
-    pictures = [jpeg(noise(i, (64 + 8 * i, 64))) for i in range(12)]
+    images = [jpeg(noise(i, (64 + 8 * i, 64))) for i in range(12)]
     rows = [
         {
-            "image": pictures[i % 12],
+            "image": images[i % 12],
             "text": [f"number {i}"] * (i % 3),
             "language": ("en", "de", "fr")[i % 3],
             "number": i,
@@ -73,13 +73,13 @@ class Hostile:
             raise BadRecord("json is broken")
         if kind == 2:
             raise KeyError("surprise")
-        image = {3: b"no picture", 4: good[: len(good) // 2], 5: []}.get(kind, good)
+        image = {3: b"no image", 4: good[: len(good) // 2], 5: []}.get(kind, good)
         return {"image": image, "text": [str(index)], "language": "en", "number": index}
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Photographs, changed versions and exact copies of each, flat pictures, other ones; and what is in which place."""
+    """Photographs, changed versions and exact copies of each, flat images, other ones; and what is in which place."""
     from skimage import data
 
     folder = tmp_path_factory.mktemp("photos")
@@ -130,7 +130,7 @@ def test_dedup(photos, tmp_path):
     assert summary["kept"] == len(what) - 25
     assert summary["counts"]["groups of duplicates"] == 7
     assert summary["counts"]["largest group"] == 5
-    assert summary["counts"]["pictures without a perceptual hash"] == 2
+    assert summary["counts"]["images without a perceptual hash"] == 2
     # Other workers and bundles, the same bytes; and what is left has nothing twice.
     start("dedup", pattern, f"--output={tmp_path / 'two'}", *TWO)
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_read_is_said(job, tmp_path):
     with pytest.raises(
         UserError, match=r"^Record \d+ cannot be read \(OSError: the disk is gone\)"
     ):
-        start(*job, "test_beam:Gone", f"--output={tmp_path / 'out'}")
+        start(*job, "tests.test_beam:Gone", f"--output={tmp_path / 'out'}")
 
 
 def test_bad_records_are_counted_and_never_fatal(tmp_path):
@@ -273,18 +273,22 @@ def test_bad_records_are_counted_and_never_fatal(tmp_path):
         "image is truncated or broken": 4,
         "there is no image": 4,
     }
-    summary = start("dedup", "test_beam:Hostile", f"--output={tmp_path / 'd'}")
+    summary = start("dedup", "tests.test_beam:Hostile", f"--output={tmp_path / 'd'}")
     assert summary["removed"] == broken | undecodable
     assert [v["index"] for v in removed(tmp_path / "d")] == [i for i in range(24) if i % 6]
     summary = start(
-        "filter", "test_beam:Hostile", f"--output={tmp_path / 'f'}", "--filter=min_side=10"
+        "filter", "tests.test_beam:Hostile", f"--output={tmp_path / 'f'}", "--filter=min_side=10"
     )
     sizes = {k: n for k, n in undecodable.items() if "truncated" not in k}
     assert summary["removed"] == broken | sizes
     summary = start(
-        "reshard", "test_beam:Hostile", f"--output={tmp_path / 'r'}", "--shards=2", "--shuffle=1"
+        "reshard",
+        "tests.test_beam:Hostile",
+        f"--output={tmp_path / 'r'}",
+        "--shards=2",
+        "--shuffle=1",
     )
-    assert summary["left_out"] == broken | {"there is no image": 4}  # pictures are not decoded
+    assert summary["left_out"] == broken | {"there is no image": 4}  # images are not decoded
     assert summary["written"] == 12
 
 

@@ -14,8 +14,8 @@ import apache_beam as beam
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
-from clipjax.data.picture import Picture
-from tests.tiny_pictures import jpeg, noise
+from clipjax.data.encoded_image import EncodedImage
+from tests.tiny_images import jpeg, noise
 from tools.beam import (
     dedup,
     phash,
@@ -38,7 +38,7 @@ def test_hash_is_the_sign_of_a_cosine_transform():
         assert (bits == (low > np.median(low)))[sure].all()
 
 
-def test_flat_pictures_have_no_hash():
+def test_flat_images_have_no_hash():
     ramp = np.tile(np.arange(32) * 64, (32, 1))  # no frequency in y
     assert phash.bits_of(np.full((32, 32), 64 * 128)) is None
     assert phash.bits_of(ramp) is None
@@ -48,15 +48,15 @@ def test_flat_pictures_have_no_hash():
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-def test_changes_that_leave_the_picture(name):
+def test_changes_that_leave_the_image(name):
     from skimage import data
 
     photo = Image.fromarray(getattr(data, name)()).convert("RGB")
     width, height = photo.size
-    first = phash.phash(Picture(jpeg(photo)))
+    first = phash.phash(EncodedImage(jpeg(photo)))
 
-    def distance(picture, quality=90):
-        return (first ^ phash.phash(Picture(jpeg(picture, quality)))).bit_count()
+    def distance(image, quality=90):
+        return (first ^ phash.phash(EncodedImage(jpeg(image, quality)))).bit_count()
 
     edge = (width // 100, height // 100, width - width // 100, height - height // 100)
     assert distance(photo, 60) <= 4

@@ -174,10 +174,10 @@ def test_find(run, tmp_path):
     assert checkpoint.find(place) == place
     assert checkpoint.newest(tmp_path) is None
     assert checkpoint.newest(tmp_path / "nowhere") is None
-    # What a kill leaves of a save is no checkpoint.
+    # What a kill leaves of a save is not a checkpoint.
     (tmp_path / "checkpoints" / "32.orbax-checkpoint-tmp-7" / "meta").mkdir(parents=True)
     assert checkpoint.newest(tmp_path / "checkpoints") is None
-    with pytest.raises(UserError, match="is no clipjax checkpoint"):
+    with pytest.raises(UserError, match="is not a clipjax checkpoint"):
         checkpoint.find(tmp_path)
     with pytest.raises(UserError, match="There is no checkpoint at"):
         checkpoint.find(tmp_path / "nowhere")

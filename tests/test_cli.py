@@ -114,7 +114,7 @@ def test_eval_refusals(tiny_run, tmp_path, capsys):
         capsys, "eval", f"--checkpoint={tiny_run}", "--suite=number"
     )
     assert "nowhere" in refusal(capsys, "eval", "--checkpoint=nowhere")
-    assert "is no checkpoint" in refusal(capsys, "eval", f"--checkpoint={tmp_path}")
+    assert "is not a checkpoint" in refusal(capsys, "eval", f"--checkpoint={tmp_path}")
     missing = tmp_path / "no" / "folder.jsonl"
     assert "cannot be written" in refusal(
         capsys, "eval", f"--checkpoint={tiny_run}", f"--output={missing}"
@@ -138,7 +138,7 @@ def test_embed_equals_the_library(tiny_run, photos, texts, tmp_path, capsys):
         )
         == 0
     )
-    assert "3 pictures and 3 texts, 8 numbers each" in capsys.readouterr().out
+    assert "3 images and 3 texts, 8 numbers each" in capsys.readouterr().out
     with np.load(output) as file:
         found = dict(file)
     paths = [str(photos / name) for name in ("a.png", "b.png", "deep/c.png")]
@@ -154,7 +154,7 @@ def test_embed_equals_the_library(tiny_run, photos, texts, tmp_path, capsys):
     assert [p.name for p in tmp_path.glob(".*")] == []
 
 
-def test_embed_reads_pictures_in_blocks(tiny_run, photos, tmp_path, monkeypatch):
+def test_embed_reads_images_in_blocks(tiny_run, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(embed_command, "BLOCK", 2)
     pattern, output = f"{photos}/**/*.png", tmp_path / "out.npz"
     assert embed_command.embed(str(tiny_run), pattern, None, str(output)) == 0
@@ -165,8 +165,8 @@ def test_embed_reads_pictures_in_blocks(tiny_run, photos, tmp_path, monkeypatch)
     np.testing.assert_allclose(found["image_embedding"], wanted, atol=1e-6)
 
 
-def test_embed_and_bad_pictures(tiny_run, photos, tmp_path, capsys):
-    (photos / "aa.png").write_bytes(b"not a picture")
+def test_embed_and_bad_images(tiny_run, photos, tmp_path, capsys):
+    (photos / "aa.png").write_bytes(b"not an image")
     (photos / "ab.png").write_bytes(b"")
     output = tmp_path / "out.npz"
     command = ["embed", f"--checkpoint={tiny_run}", f"--images={photos}/*", f"--output={output}"]
@@ -178,7 +178,7 @@ def test_embed_and_bad_pictures(tiny_run, photos, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "aa.png" in captured.err
     assert "ab.png" in captured.err
-    assert "2 of 4 pictures could not be read" in captured.err
+    assert "2 of 4 images could not be read" in captured.err
     with np.load(output) as file:
         assert [Path(p).name for p in file["image_path"]] == ["a.png", "b.png"]
         assert file["image_embedding"].shape == (2, 8)

@@ -187,7 +187,7 @@ def test_durations(value, expected):
     ],
 )
 def test_wrong_durations(value):
-    with pytest.raises(UserError, match=r"config.x = .* is no duration"):
+    with pytest.raises(UserError, match=r"config.x = .* is not a valid duration"):
         samples(value)
 
 

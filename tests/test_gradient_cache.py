@@ -154,7 +154,7 @@ def test_memory_at_one_size_of_micro_batch_grows_by_the_embeddings_only():
 
 @functools.cache
 def rows():
-    """Vectors of the pictures and of the texts: numbers of so few bits that the linear maps make no rounding error."""
+    """Vectors of the images and of the texts: numbers of so few bits that the linear maps make no rounding error."""
     rng = np.random.default_rng(3)
     few_bits = lambda *shape: (rng.integers(-7, 8, shape) / 8).astype(np.float32)  # noqa: E731
     seeds = np.arange(BATCH, dtype=np.uint32) * 977
@@ -169,7 +169,7 @@ def maps():
 
 
 class Linear(nn.Module):
-    """A linear map of each picture and of each text; with `rate`, that share of a sample's inputs is dropped."""
+    """A linear map of each image and of each text; with `rate`, that share of a sample's inputs is dropped."""
 
     rate: float = 0.0
 

@@ -30,7 +30,7 @@ def model(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def imgs():
     """Three sizes; the last one half transparent."""
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, (*s, 3), np.uint8) for s in ((16, 16), (20, 31))]
@@ -61,7 +61,7 @@ def test_load_takes_workdir_folder_or_checkpoint(tiny_run, model):
 def test_load_refusals(tiny_run, tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
         clipjax.load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is no checkpoint: neither a run of clipjax, nor"):
+    with pytest.raises(UserError, match="is not a checkpoint: neither a run of clipjax, nor"):
         clipjax.load(tmp_path)
     (tmp_path / "file.pt").write_bytes(b"torch")
     with pytest.raises(UserError, match=r"file\.pt.* is "):
@@ -109,44 +109,44 @@ def test_config_scale_and_tokenizer_come_along(model):
     assert model.tokenizer(["a cat"])[0, 0] == 49406
 
 
-def test_pictures_in_every_form_are_the_same(model, pictures, tmp_path):
-    wanted = model.encode_image(pictures)
+def test_images_in_every_form_are_the_same(model, imgs, tmp_path):
+    wanted = model.encode_image(imgs)
     assert wanted.shape == (3, 8)
     assert wanted.dtype == np.float32
     assert isinstance(wanted, np.ndarray)
     np.testing.assert_allclose(np.linalg.norm(wanted, axis=1), 1, atol=1e-6)
     assert not np.allclose(wanted[0], wanted[1], atol=1e-3)
     files = []
-    for i, array in enumerate(pictures):
+    for i, array in enumerate(imgs):
         files.append(tmp_path / f"{i}.png")
         files[-1].write_bytes(png(array))
     forms = {
-        "PIL": [Image.fromarray(a) for a in pictures],
-        "bytes": [png(a) for a in pictures],
+        "PIL": [Image.fromarray(a) for a in imgs],
+        "bytes": [png(a) for a in imgs],
         "paths": files,
         "names": list(map(str, files)),
-        "mixed": [files[0], png(pictures[1]), pictures[2]],
+        "mixed": [files[0], png(imgs[1]), imgs[2]],
     }
     for name, form in forms.items():
         np.testing.assert_array_equal(model.encode_image(form), wanted, err_msg=name)
 
 
-def test_pixels_and_tokens_are_the_same_inputs(model, pictures):
+def test_pixels_and_tokens_are_the_same_inputs(model, imgs):
     size = model.config.model.image.size
     settings = model.config.preprocess.to_dict()
-    bytes_ = np.stack([fit(flatten(Image.fromarray(a)), size, **settings) for a in pictures])
+    bytes_ = np.stack([fit(flatten(Image.fromarray(a)), size, **settings) for a in imgs])
     mean, std = (np.float32(model.config.model[k]) for k in ("mean", "std"))
     pixels = (bytes_.astype(np.float32) / 255 - mean) / std
-    np.testing.assert_allclose(model.encode_pixels(pixels), model.encode_image(pictures), atol=1e-5)
+    np.testing.assert_allclose(model.encode_pixels(pixels), model.encode_image(imgs), atol=1e-5)
     tokens = model.tokenizer(TEXTS)
     np.testing.assert_array_equal(model.encode_tokens(tokens), model.encode_text(TEXTS))
     np.testing.assert_array_equal(model.encode_tokens(tokens.tolist()), model.encode_text(TEXTS))
 
 
-def test_padding_to_whole_batches_changes_nothing(model, pictures):
+def test_padding_to_whole_batches_changes_nothing(model, imgs):
     arguments = model.module, model.config, model.tokenizer, make_mesh()
     small = Encoder(*arguments, batch_size=8)
-    images, texts = (pictures * 4)[:11], [f"picture {i}" for i in range(11)]
+    images, texts = (imgs * 4)[:11], [f"image {i}" for i in range(11)]
     many = small.images(model.params, images), small.texts(model.params, texts)
     np.testing.assert_allclose(many[0], model.encode_image(images), atol=1e-6)
     np.testing.assert_allclose(many[1], model.encode_text(texts), atol=1e-6)
@@ -173,21 +173,21 @@ def test_refused_texts(model):
         model.encode_text("a cat")
 
 
-def test_refused_pictures(model, pictures, tmp_path):
+def test_refused_images(model, imgs, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png' does not exist"):
         model.encode_image([tmp_path / "nowhere.png"])
-    for one in (tmp_path / "a.png", str(tmp_path / "a.png"), png(pictures[0])):
-        with pytest.raises(UserError, match=r"write encode_image\(\[picture\]\)"):
+    for one in (tmp_path / "a.png", str(tmp_path / "a.png"), png(imgs[0])):
+        with pytest.raises(UserError, match=r"write encode_image\(\[image\]\)"):
             model.encode_image(one)
     with pytest.raises(UserError, match="Image 1 cannot be used: image format not recognised"):
-        model.encode_image([pictures[0], b"not a picture"])
+        model.encode_image([imgs[0], b"not an image"])
     with pytest.raises(UserError, match="Image 0 cannot be used: image is truncated"):
-        model.encode_image([png(pictures[1])[:-200]])
+        model.encode_image([png(imgs[1])[:-200]])
     with pytest.raises(UserError, match="Image 0 cannot be used: image array is not uint8"):
-        model.encode_image([pictures[0] / 255])
-    with pytest.raises(UserError, match="give uint8 pictures to encode_image"):
-        model.encode_pixels(pictures[0][None])
-    with pytest.raises(UserError, match=r"takes pictures \[16, 16, 3\], not \[8, 8, 3\]"):
+        model.encode_image([imgs[0] / 255])
+    with pytest.raises(UserError, match="give uint8 images to encode_image"):
+        model.encode_pixels(imgs[0][None])
+    with pytest.raises(UserError, match=r"takes images \[16, 16, 3\], not \[8, 8, 3\]"):
         model.encode_pixels(np.zeros((1, 8, 8, 3), np.float32))
 
 
@@ -219,23 +219,21 @@ def test_attention_is_the_loading_machine_s_matter(tiny_run, model, tmp_path):
     np.testing.assert_array_equal(found.encode_text(TEXTS), model.encode_text(TEXTS))
 
 
-def test_compute_dtype_can_be_chosen(tiny_run, model, pictures):
+def test_compute_dtype_can_be_chosen(tiny_run, model, imgs):
     half = clipjax.load(tiny_run, dtype="bfloat16")
-    found = half.encode_image(pictures)
+    found = half.encode_image(imgs)
     assert found.dtype == np.float32
-    assert 0 < np.abs(found - model.encode_image(pictures)).max() < 0.05
+    assert 0 < np.abs(found - model.encode_image(imgs)).max() < 0.05
     with pytest.raises(UserError, match=r"model\.dtype must be"):
         clipjax.load(tiny_run, dtype="fp16")
 
 
-def test_any_mesh_gives_the_same(tiny_run, model, pictures):
+def test_any_mesh_gives_the_same(tiny_run, model, imgs):
     mesh = make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
     split = clipjax.load(tiny_run, mesh=mesh)
     kernel = split.params["text"]["token_embedding"]
     assert kernel.addressable_shards[0].data.shape == (49408 // 2, 8)
-    np.testing.assert_allclose(
-        split.encode_image(pictures), model.encode_image(pictures), atol=1e-5
-    )
+    np.testing.assert_allclose(split.encode_image(imgs), model.encode_image(imgs), atol=1e-5)
     np.testing.assert_allclose(split.encode_text(TEXTS), model.encode_text(TEXTS), atol=1e-5)
 
 

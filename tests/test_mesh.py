@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from clipjax import mesh, rules
 from clipjax.errors import UserError
-from clipjax.models import example_batch, make_model
+from clipjax.models import example_batch, layers, make_model
 from clipjax.plan.topology import find
 from clipjax.train import train
 from tests.tiny_run import tiny_config
@@ -168,7 +168,7 @@ def test_slices_lie_along_data(boxed):
     assert mesh.remarks(boxed, made) == []
     across = mesh.make_mesh({"fsdp": 8}, devices)
     (said,) = mesh.remarks(boxed, across)
-    assert "config.mesh.data = 1 is no multiple of the 2 slices" in said
+    assert "config.mesh.data = 1 is not a multiple of the 2 slices" in said
 
 
 def test_constrain():
@@ -208,3 +208,17 @@ def test_groups_of_a_fast_network(sizes, axes, hosts, groups):
     devices = [Device(i, i * hosts // 8) for i in range(8)]
     made = jax.sharding.Mesh(np.array(devices, object).reshape(shape), mesh.AXES)
     assert mesh.network_groups(made, axes) == groups
+
+
+def test_each_device_has_its_own_rows_of_a_class_table():
+    class Centres(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = nn.initializers.normal()
+            table = layers.parameter(self, "centres", init, (16, 6), ("class", None), "float32")
+            return x @ table.T
+
+    boxed = jax.eval_shape(Centres().init, jax.random.key(0), jnp.zeros((2, 6)))["params"]
+    made = mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    spec = mesh.parameter_shardings(boxed, made)["centres"].spec
+    assert spec == P(("data", "fsdp"), None)

@@ -22,7 +22,7 @@ CONFIG = Path(__file__).parent / "configs" / "mixture.py"
 
 
 def jpeg(number):
-    """A picture; every seventh is cut off."""
+    """An image; every seventh is cut off."""
     noise = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((40 + number % 9, 36)).save(file, "JPEG")
@@ -30,8 +30,8 @@ def jpeg(number):
 
 
 def row(number):
-    """What a data set knows of a picture; some have no caption."""
-    texts = [] if number % 11 == 5 else [f"picture {number}", f"number {number} of many"]
+    """What a data set knows of an image; some have no caption."""
+    texts = [] if number % 11 == 5 else [f"image {number}", f"number {number} of many"]
     boxes = [[0.1 * k, 0.1, 0.1 * k + 0.5, 0.7] for k in range(number % 5)]
     return {
         "text": texts,

@@ -265,7 +265,7 @@ def test_layers_of_a_stack_have_paths_of_their_own():
     [
         ((("image/stm/kernel", 1), (".*", 0)), "did you mean 'image/stem/kernel'"),
         ((("image/.*", 1),), "says nothing about the parameter 'logit_scale'"),
-        ((("image/(", 1), (".*", 0)), "is no regular expression"),
+        ((("image/(", 1), (".*", 0)), "is not a valid regular expression"),
         ((("image/.*",), (".*", 0)), "must be a tuple of"),
         (("image/.*", True), "must be a tuple of"),
     ],

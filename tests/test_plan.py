@@ -346,7 +346,7 @@ def test_extrapolation():
         ("v5e:2x2", 0, "from 1 on"),
         pytest.param("v5e:7", 1, "no slice of 7 v5e chips", marks=needs_tpu),
         pytest.param("v5e:3x5x7", 1, "does not take the topology v5e:3x5x7", marks=needs_tpu),
-        pytest.param("h100:12", 1, "12 GPUs are no whole hosts of 8", marks=needs_gpu),
+        pytest.param("h100:12", 1, "12 GPUs are not whole hosts of 8", marks=needs_gpu),
         pytest.param("h100:2x4", 1, "GPUs are given by their number", marks=needs_gpu),
     ],
 )

@@ -38,7 +38,7 @@ def test_models_are_made_for_the_target():
             module = Conv3x3(4)
             params = jax.eval_shape(module.init, jax.random.key(0), image)
             program = str(jax.make_jaxpr(lambda p, x, m=module: m.apply(p, x))(params, image))
-            # On a CPU a product over shifted pictures is faster.
+            # On a CPU a product over shifted images is faster.
             assert (convolution in program) is (platform != "cpu")
 
 

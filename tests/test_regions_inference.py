@@ -92,7 +92,7 @@ def prompter():
 
 
 def draw(counts=COUNTS, seed=0):
-    """Pictures of several sizes, and that many boxes of each."""
+    """Images of several sizes, and that many boxes of each."""
     rng = np.random.default_rng(seed)
     images = [
         rng.integers(0, 256, (*rng.integers(12, 40, 2), 3), np.uint8) for _ in range(len(counts))
@@ -102,7 +102,7 @@ def draw(counts=COUNTS, seed=0):
 
 
 def framed(box, size):
-    """A box of a picture of (width, height) in a frame that it is padded into, in the frame's pixels, by hand."""
+    """A box of an image of (width, height) in a frame that it is padded into, in the frame's pixels, by hand."""
     longest = max(size)
     inside = [max(1, round(side * SIDE / longest)) for side in size]
     before = [(SIDE - n) // 2 for n in inside]
@@ -121,7 +121,7 @@ def test_boxes_are_mapped_into_the_frame_and_come_in_order():
         wanted = np.array([framed(box, size) for box in some]).reshape(-1, 4) / SIDE
         np.testing.assert_allclose(out, wanted, atol=1e-6)
         np.testing.assert_array_equal(other, out[:, ::-1])
-    # One program for each number of slots, the larger ones with fewer pictures; none for the picture without boxes.
+    # One program for each number of slots, the larger ones with fewer images; none for the image without boxes.
     shapes = {boxes[1]: image[0] for image, boxes in model.rows}
     assert shapes.keys() == set(SLOTS)
     assert len(model.rows) == 2 * len(SLOTS)
@@ -140,8 +140,8 @@ def test_a_centre_crop_maps_boxes_too_and_hides_some():
     assert encoder.visible([image], [boxes], "crop")[0].all()
 
 
-def test_boxes_refer_to_the_upright_picture(tmp_path):
-    """A picture that is stored lying on its side."""
+def test_boxes_refer_to_the_upright_image(tmp_path):
+    """An image that is stored lying on its side."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
@@ -190,22 +190,22 @@ def test_a_region_head_says_whether_it_finds_texts():
         encoder("roi_align").check_ground()
 
 
-def test_grounded_boxes_come_back_into_the_picture():
+def test_grounded_boxes_come_back_into_the_image():
     _, encoder = echo()
     images = [np.zeros((16, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)]
-    # The first picture fills the frame's rows from 4 to 12 of 16: letters a to k are 0 to 1 of the frame.
+    # The first image fills the frame's rows from 4 to 12 of 16: letters a to k are 0 to 1 of the frame.
     found = encoder.ground(None, images, [["acki", "aafc", "ffff"], []])
     assert [x.shape for x in found] == [(3, 4), (0, 4)]
     first = [0, (0.2 - 0.25) / 0.5, 1, (0.8 - 0.25) / 0.5]
     np.testing.assert_allclose(found[0][0], np.clip(first, 0, 1), atol=1e-6)
-    np.testing.assert_allclose(found[0][1], [0, 0, 0.5, 0], atol=1e-6)  # above the picture
+    np.testing.assert_allclose(found[0][1], [0, 0, 0.5, 0], atol=1e-6)  # above the image
     np.testing.assert_allclose(found[0][2], [0.5] * 4, atol=1e-6)
     many = encoder.ground(None, images, [["aabb"] * 70, ["bbcc", "aaff"]])
     np.testing.assert_allclose(many[1], [[0.1, 0.1, 0.2, 0.2], [0, 0, 0.5, 0.5]], atol=1e-6)
     assert many[0].shape == (70, 4)
 
 
-def test_naflex_pictures_keep_their_shape():
+def test_naflex_images_keep_their_shape():
     _, encoder = echo(positions="naflex")
     images, boxes = draw((2, 0, 3))
     for some, out in zip(boxes, encoder.regions(None, images, boxes), strict=True):
@@ -237,7 +237,7 @@ def test_any_number_of_boxes_is_one_at_a_time(prompter):
         np.testing.assert_allclose(again[0], found[2][-2:], atol=1e-5)
 
 
-def test_crops_are_pictures(prompter):
+def test_crops_are_images(prompter):
     _, params, encoder = prompter
     images, boxes = draw((2, 0, 11, 1), seed=1)
     found = encoder.regions(params, images, boxes, "crop")
@@ -290,7 +290,7 @@ def test_refused_boxes(boxes, message):
             encoder.visible(images, boxes, how)
 
 
-def test_refused_pictures_and_texts(tmp_path):
+def test_refused_images_and_texts(tmp_path):
     _, encoder = echo()
     image, box = np.zeros((8, 8, 3), np.uint8), [[0, 0, 1, 1]]
     for how in ("model", "crop"):
@@ -323,7 +323,7 @@ def test_a_loaded_clip_has_regions_without_a_head(tiny_run):
         model.encode_regions([image], boxes)
     with pytest.raises(UserError, match="cannot find the box of a text"):
         model.ground([image], [["a cat"]])
-    with pytest.raises(UserError, match=r"write encode_regions\(\[picture\], \[boxes\]\)"):
+    with pytest.raises(UserError, match=r"write encode_regions\(\[image\], \[boxes\]\)"):
         model.encode_regions("a.png", boxes)
-    with pytest.raises(UserError, match=r"write ground\(\[picture\], \[\[text\]\]\)"):
+    with pytest.raises(UserError, match=r"write ground\(\[image\], \[\[text\]\]\)"):
         model.ground([image], "a cat")

@@ -13,8 +13,8 @@ from clipjax.data.images import upright_size
 from clipjax.evals.retrieval import Retrieval
 from clipjax.log.pages.figures import curve_svg
 from clipjax.log.pages.galleries import Gallery, Query
+from clipjax.log.pages.images import Answer, frame_html, thumbnail_uri
 from clipjax.log.pages.numbers import short_number
-from clipjax.log.pages.pictures import Answer, frame_html, thumbnail_uri
 from clipjax.log.pages.region_galleries import Found, GroundingGallery, Region, RegionGallery
 from clipjax.log.report import write_report
 from clipjax.log.writers import JsonlWriter, write_results
@@ -84,7 +84,7 @@ def galleries():
     answers = [Answer(EVIL, 0.5, False, image), Answer("pear", 0.4, True, Image.new("L", (5, 9)))]
     return [
         Gallery("by text", True, [Query(EVIL, image, answers, 2)]),
-        Gallery("by picture", False, [Query("pear", image, answers, 2)], "A note."),
+        Gallery("by image", False, [Query("pear", image, answers, 2)], "A note."),
     ]
 
 
@@ -112,7 +112,7 @@ def test_report_is_whole_self_contained_and_escaped(tmp_path):
 
 def test_right_answers_are_marked_not_only_by_colour(tmp_path):
     page = read(write_report(tmp_path, galleries()))
-    by_text = page.with_class("picture")
+    by_text = page.with_class("image")
     assert sum("right" in a["class"].split() for a in by_text) == 1
     assert "0.400 · right" in "".join(page.text)
     assert "✓" in page.text
@@ -141,10 +141,10 @@ def test_a_killed_or_broken_run_says_so(tmp_path):
     write_report(tmp_path)
 
 
-def test_a_picture_that_cannot_be_shown_does_not_stop_the_report(tmp_path):
-    query = Query("x", b"not a picture", [Answer("y", 0.1, False, b"")])
+def test_a_image_that_cannot_be_shown_does_not_stop_the_report(tmp_path):
+    query = Query("x", b"not an image", [Answer("y", 0.1, False, b"")])
     page = read(write_report(tmp_path, [Gallery("g", True, [query]), Gallery("h", False, [query])]))
-    assert page.text.count("no picture") == 3
+    assert page.text.count("no image") == 3
 
 
 def test_galleries_come_from_the_retrieval_evaluator(tmp_path):
@@ -156,12 +156,12 @@ def test_galleries_come_from_the_retrieval_evaluator(tmp_path):
             return np.eye(4, dtype=np.float32)[[int(t) for t in texts]]
 
     source = [{"image": np.full((8, 8, 3), i, np.uint8), "text": [str(i)]} for i in range(3)]
-    by_text, by_picture = Retrieval("small", source, Encoder()).galleries(None, n=3)
-    assert (by_text.by_text, by_picture.by_text) == (True, False)
+    by_text, by_image = Retrieval("small", source, Encoder()).galleries(None, n=3)
+    assert (by_text.by_text, by_image.by_text) == (True, False)
     assert [q.answers[0].right for q in by_text.queries] == [True] * 3
     assert [int(q.answers[0].image[0, 0, 0]) for q in by_text.queries] == [0, 1, 2]
-    page = read(write_report(tmp_path, [by_text, by_picture]))
-    assert "small: pictures for a text" in page.text
+    page = read(write_report(tmp_path, [by_text, by_image]))
+    assert "small: images for a text" in page.text
     assert "3 of 3 are right" in "".join(page.text)
 
 
@@ -194,7 +194,7 @@ def test_regions_are_drawn_with_their_texts(tmp_path):
     assert "and 3 more regions" in shown
     assert "text 5" in shown
     assert "text 6" not in shown
-    assert "no picture" in shown
+    assert "no image" in shown
 
 
 def test_boxes_that_were_found_stand_beside_the_true_ones(tmp_path):
@@ -260,7 +260,7 @@ def test_thumbnails_of_any_mode_are_small_and_flat(mode):
 
 
 def test_thumbnails_are_upright():
-    """As boxes are, which are fractions of the upright picture."""
+    """As boxes are, which are fractions of the upright image."""
     exif, file = Image.Exif(), io.BytesIO()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (40, 20)).save(file, "JPEG", exif=exif)

@@ -89,3 +89,14 @@ def test_a_frozen_value_outside_its_bounds_stays():
     assert float(after.params["logit_scale"]) == pytest.approx(np.log(1000))
     assert float(metrics["logit_scale"]) == pytest.approx(1000, rel=1e-5)
     assert rules.paths(after.params).keys() == before
+
+
+def test_a_copy_begins_as_what_it_is_of():
+    """Whatever that begins as: fresh, or filled from a checkpoint."""
+    run = prepare("init={'text_head': {'copy': 'image_head'}}")
+    state = init_state(run.model, run.config, run.optimizer, run.mesh)
+    params = rules.paths(state.params)
+    np.testing.assert_array_equal(params["text_head/out/kernel"], params["image_head/out/kernel"])
+    given = {"image_head/out/kernel": np.full(params["image_head/out/kernel"].shape, 2.0)}
+    state = init_state(run.model, run.config, run.optimizer, run.mesh, given)
+    assert (np.asarray(rules.paths(state.params)["text_head/out/kernel"]) == 2.0).all()

@@ -189,7 +189,7 @@ def test_tensor_with_gradient_cache(version):
     texts = 7 / 8 * BATCH * width * FLOAT
     assert found["reduce-scatter", "data+fsdp+tensor"] == texts
     assert texts <= found["all-gather", "data+fsdp+tensor"] <= texts * (1 + 8 / width)
-    # Every micro-batch reduces the gradients, but for the pooling query: it sees no picture.
+    # Every micro-batch reduces the gradients, but for the pooling query: it sees no image.
     kernel = r".*/(blocks/.*|pool/(?!query).*)kernel|text/token_embedding"
     assert found["all-reduce", "data"] == chunks * size(arrays, kernel, "fsdp", "tensor") / 4
     # Every micro-batch gathers the layers' kernels three times: forward, forward again, and backward.

@@ -134,8 +134,8 @@ def test_the_checkpoint_is_a_model(done):
     averaged = spy.params[-1] | spy.ema[-1]
     for path, leaf in rules.paths(model.params).items():
         np.testing.assert_array_equal(leaf, averaged[path], err_msg=path)
-    pictures = [np.full((40, 30, 3), 200, np.uint8), np.zeros((16, 16, 3), np.uint8)]
-    for embedding in (model.encode_image(pictures), model.encode_text(["cat", "a red dog"])):
+    images = [np.full((40, 30, 3), 200, np.uint8), np.zeros((16, 16, 3), np.uint8)]
+    for embedding in (model.encode_image(images), model.encode_text(["cat", "a red dog"])):
         assert embedding.shape == (2, 16)
         assert embedding.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1.0, rtol=1e-5)

@@ -175,7 +175,7 @@ def refused(settings):
         ),
         ("('slow_scale', 'logit_scale', 1.5)", "must be from 0 to 1, not 1.5"),
         ("('slow_scale', 'logit_scale', 'x')", "must be a number, or pairs"),
-        ("('slow_scale', r'\\2', 0.5)", "no regular expression with its replacement"),
+        ("('slow_scale', r'\\2', 0.5)", "not a valid regular expression with its replacement"),
     ],
 )
 def test_follow_refusals(rule, words):
@@ -275,7 +275,7 @@ def test_entries(entry, words):
 def test_a_field_that_nobody_reads_is_told():
     losses = {"texts": {"kind": "tests.tiny_core:text_loss"}}
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    made = prepare(config("Normed", losses), mesh, makers={"image": "pixels"})
+    made = prepare(config("Normed", losses), mesh)
     (remark,) = made.remarks
-    assert "batch field 'image', which the feature 'pixels' makes" in remark
+    assert "batch field 'image', which the feature 'image' makes" in remark
     assert prepare(config("Normed", losses | {"p": PROJECTED}), mesh).remarks == []

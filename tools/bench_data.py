@@ -2,12 +2,12 @@
 
     python tools/bench_data.py --peer-python=PYTHON [--workers=2] [--rounds=5] [--seconds=6]
 
-All three read the same tars of pictures made for the purpose (crops of scikit-image's photographs, quality 90) with the
+All three read the same tars of images made for the purpose (crops of scikit-image's photographs, quality 90) with the
 same number of processes, one after another in every round, and the best round of each counts:
 
   clipjax    Stream and `batches`: read, decode, random resized crop, bicubic to 224, tokenize, batch
   open_clip  `open_clip_train.data.get_wds_dataset` with its training transform and tokenizer, through its DataLoader
-  limit      libjpeg-turbo decodes the whole pictures, from memory, and nothing else
+  limit      libjpeg-turbo decodes the whole images, from memory, and nothing else
 
 PYTHON is an interpreter with open-clip-torch 3.3.0, webdataset 0.2.86 and pandas; without it there are two columns.
 """
@@ -79,16 +79,16 @@ def ours(tars, workers, seconds):
 
 
 def decode_forever(tars, counter):
-    """Decodes pictures one after another and counts them."""
+    """Decodes images one after another and counts them."""
     import simplejpeg
 
-    pictures = []
+    images = []
     for path in tars:
         with tarfile.open(path) as tar:
-            pictures += [tar.extractfile(m).read() for m in tar if m.name.endswith("jpg")]
+            images += [tar.extractfile(m).read() for m in tar if m.name.endswith("jpg")]
     while True:
-        for picture in pictures:
-            simplejpeg.decode_jpeg(picture, "RGB")
+        for image in images:
+            simplejpeg.decode_jpeg(image, "RGB")
             counter.value += 1
 
 
@@ -153,13 +153,13 @@ def measure(name, python, tars, workers, seconds):
 
 
 def main():
-    """Prints a table, one row for each size of pictures."""
+    """Prints a table, one row for each size of images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", metavar="PYTHON")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--pictures", type=int, default=1000, help="of each of two tars")
+    parser.add_argument("--images", type=int, default=1000, help="of each of two tars")
     parser.add_argument("--only", choices=RUNS, help=argparse.SUPPRESS)
     parser.add_argument("tars", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -170,14 +170,14 @@ def main():
     pythons = {"clipjax": sys.executable, "open_clip": args.peer_python, "limit": sys.executable}
     names = [name for name, python in pythons.items() if python]
     others = [name for name in names if name != "clipjax"]
-    print("| " + " | ".join(["pictures", *names, *(f"clipjax / {n}" for n in others)]) + " |")
+    print("| " + " | ".join(["images", *names, *(f"clipjax / {n}" for n in others)]) + " |")
     print("|---|" + "---|" * (len(names) + len(others)))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for size in SIZES:
             tars = [str(folder / f"{size[0]}-{n}.tar") for n in range(2)]
             for tar in tars:
-                make_tar(tar, size, args.pictures)
+                make_tar(tar, size, args.images)
             subprocess.run(
                 [sys.executable, "-m", "clipjax.cli", "data", "index", *tars],
                 check=True,

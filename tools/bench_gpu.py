@@ -7,7 +7,7 @@
 
 clipjax's side is the library's own model, losses, AdamW and step. Torch's side is the same architecture (the numbers
 of parameters must be equal) with SDPA attention, bfloat16 autocast, fused AdamW and torch.compile. Both get the same
-uint8 pictures and token ids, which lie on the device; reading data is not timed.
+uint8 images and token ids, which lie on the device; reading data is not timed.
 
 Every measurement is a process of its own: what it held is gone when the next one starts, so each framework has the
 whole card, and a try that runs out of memory leaves nothing behind. The frameworks take turns; the best turn of each

@@ -3,7 +3,7 @@
     pip install torch==2.13.0 transformers==5.23.0        # in any environment, this one or another
     python tools/bench_step.py --torch-python=PATH/OF/THAT/python
 
-Both sides train a CLIP of 4,771,201 parameters (ViT of width 192, 6 layers, 8 px patches of 64 px pictures; text of
+Both sides train a CLIP of 4,771,201 parameters (ViT of width 192, 6 layers, 8 px patches of 64 px images; text of
 width 192, 4 layers, 32 tokens of 1,000) on the same batch size in float32 with AdamW: forward, backward, update.
 Each side is a process of its own, both with large pages (clipjax/job/huge_pages.py); they take turns, and the best of
 all turns is reported, since other work on the machine can only make a turn slower. clipjax's side is the library's own

@@ -78,7 +78,7 @@ def slug(name: str) -> str:
 
 
 def to_tile(data: bytes) -> Image.Image:
-    """Decode a picture to RGBA [TILE, TILE], centred; Pillow resizes with premultiplied alpha."""
+    """Decode an image to RGBA [TILE, TILE], centred; Pillow resizes with premultiplied alpha."""
     image = Image.open(io.BytesIO(data)).convert("RGBA")
     side = max(image.size)
     if image.size != (side, side):  # a few of fluent_3d are a little higher than wide
@@ -96,7 +96,7 @@ def render(svg: str) -> Image.Image:
 def join_code_points(
     concepts: Sequence[Mapping[str, Any]], files: Mapping[str, bytes], decode: Callable
 ) -> Images:
-    """Pictures whose file stem is the concept's code point, with or without U+FE0F."""
+    """Images whose file stem is the concept's code point, with or without U+FE0F."""
     stems = {pathlib.PurePath(name).stem.upper(): data for name, data in files.items()}
     images = {}
     for concept in concepts:
@@ -110,7 +110,7 @@ def join_code_points(
 def join_slugs(
     style: str, concepts: Sequence[Mapping[str, Any]], english: Mapping[str, list[str]], data: bytes
 ) -> Images:
-    """Pictures of an Iconify set, joined on the slug of the CLDR name or of the Unicode name."""
+    """Images of an Iconify set, joined on the slug of the CLDR name or of the Unicode name."""
     icons = json.loads(data)
     parents = {alias: entry["parent"] for alias, entry in icons.get("aliases", {}).items()}
     images, owner = {}, {}
@@ -215,7 +215,7 @@ def build(tarballs: Mapping[sources.Package, pathlib.Path]) -> dict[str, bytes]:
     def files(package: sources.Package, pattern: str) -> dict[str, bytes]:
         return read(tarballs[package], pattern)
 
-    pictures = {
+    imgs = {
         "noto": files(sources.GOOGLE, r"img/google/64/[^/]*\.png"),
         "twemoji": files(sources.TWITTER, r"img/twitter/64/[^/]*\.png"),
         "openmoji": files(sources.OPENMOJI, r"color/svg/[^/]*\.svg"),
@@ -223,9 +223,9 @@ def build(tarballs: Mapping[sources.Package, pathlib.Path]) -> dict[str, bytes]:
     }
     images = {}
     for style in sources.STYLES:
-        if style in pictures:
+        if style in imgs:
             decode = to_tile if style != "openmoji" else lambda data: render(data.decode())
-            images[style] = join_code_points(concepts, pictures[style], decode)
+            images[style] = join_code_points(concepts, imgs[style], decode)
         else:
             data = files(sources.STYLES[style].package, "icons.json")["icons.json"]
             images[style] = join_slugs(style, concepts, names["en"], data)

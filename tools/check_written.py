@@ -4,7 +4,7 @@
     python tools/check_written.py read --input=DIR [--long-clip=DIR] [--clip-moe=DIR]   # with torch and the libraries
 
 `write` converts every parity golden, and tiny models of clipjax's own, to clipjax's checkpoint and from there into
-every format that can express it; beside each it saves inputs, its own embeddings, ids of texts and pixels of a picture.
+every format that can express it; beside each it saves inputs, its own embeddings, ids of texts and pixels of an image.
 `read` loads each as a user of the library would, with no file touched and no key missing or left over, and compares.
 It prints tables in Markdown and writes DIR/written.json. The two need not be installed together.
 """

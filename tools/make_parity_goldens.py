@@ -3,7 +3,7 @@
     pip install 'clipjax[reference]'
     python tools/make_parity_goldens.py [--only=NAME] [--output=FOLDER] [--long-clip=FOLDER] [--clip-moe=FOLDER]
 
-`--only` takes the beginning of cases' names. Long-CLIP and CLIP-MoE are no packages: their cases are made when the
+`--only` takes the beginning of cases' names. Long-CLIP and CLIP-MoE are not packages: their cases are made when the
 folders of their checkouts are given (github.com/beichenzbc/Long-CLIP, github.com/OpenSparseLLMs/CLIP-MoE).
 Nothing is downloaded, and nothing of clipjax takes part. tools/parity/golden.py says what a golden holds.
 """

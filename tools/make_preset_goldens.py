@@ -1,4 +1,4 @@
-"""Records what transformers and open_clip make of pictures with the preprocessing files that clipjax writes.
+"""Records what transformers and open_clip make of images with the preprocessing files that clipjax writes.
 
     python tools/make_preset_goldens.py        # tests/data/golden/presets.npz
 
@@ -43,7 +43,7 @@ OPEN_CLIP = {
 }
 
 
-def pictures() -> dict[str, np.ndarray]:
+def imgs() -> dict[str, np.ndarray]:
     """Photographs and a drawing, uint8 [H, W, 3], of several shapes.
 
     None is so tall that Pillow 13 resamples columns first, where older ones begin with rows: that moves up to 3 levels.
@@ -112,18 +112,18 @@ def main() -> None:
     """Writes the golden."""
     import_open_clip()
     found: dict[str, np.ndarray] = {}
-    for picture, image in pictures().items():
+    for img, image in imgs().items():
         for kind, (preset, model_type) in HUGGING_FACE.items():
-            name = f"hugging_face/{kind}/{picture}"
+            name = f"hugging_face/{kind}/{img}"
             found[name] = hugging_face(preset, model_type, "pil", image)
             other = hugging_face(preset, model_type, "torchvision", image)
             off = np.abs(other.astype(int) - found[name]).max()
             print(f"{name}: torchvision is off by {off} of 255")
         for kind, preset in OPEN_CLIP.items():
-            found[f"open_clip/{kind}/{picture}"] = open_clip(preset, image)
+            found[f"open_clip/{kind}/{img}"] = open_clip(preset, image)
     packages = ("transformers", "open_clip_torch", "torch", "torchvision", "pillow")
     about = {
-        "about": "levels of 0..255 by transformers (Pillow) and open_clip; pictures() of the tool",
+        "about": "levels of 0..255 by transformers (Pillow) and open_clip; images() of the tool",
         "command": "python tools/make_preset_goldens.py",
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "hugging_face": {
@@ -134,7 +134,7 @@ def main() -> None:
         "open_clip": {kind: to_open_clip(preset, SIZE) for kind, preset in OPEN_CLIP.items()},
     }
     np.savez_compressed(GOLDEN, about=np.array(json.dumps(about)), **found)
-    print(f"{GOLDEN}: {len(found)} pictures, {GOLDEN.stat().st_size:,} bytes")
+    print(f"{GOLDEN}: {len(found)} images, {GOLDEN.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

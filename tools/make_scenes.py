@@ -1,7 +1,7 @@
 """Writes scenes with boxes, masks and region texts (docs/scenes.md) as ArrayRecord files.
 
 python tools/make_scenes.py --output=scenes --count=100000 --seed=0 --shards=16 --jpeg=95
-python tools/make_scenes.py --sheet=scenes.png --count=6     # a picture of the first scenes instead
+python tools/make_scenes.py --sheet=scenes.png --count=6     # an image of the first scenes instead
 
 The other settings are those of clipjax.data.scenes.Scenes: --objects=1,6 --backgrounds=photos,plain --jpeg=95.
 A folder that holds anything is refused.

@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out parts of the model: regions, image or text",
     )
     parser.add_argument("--dtype", metavar="DTYPE", help="of all parameters; default: as they are")
-    parser.add_argument("--size", type=int, metavar="PX", help="of pictures; resamples positions")
+    parser.add_argument("--size", type=int, metavar="PX", help="of images; resamples positions")
     parser.add_argument("--length", type=int, metavar="N", help="of texts; resamples positions")
     parser.add_argument(
         "--mesh", metavar="AXIS=N,...", help="write in the pieces that such a mesh reads: fsdp=8"

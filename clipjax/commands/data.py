@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     index.set_defaults(verb_run=_index)
 
     inspect = verbs.add_parser(
-        "inspect", help="numbers of a data set, and a page of its pictures with their regions"
+        "inspect", help="numbers of a data set, and a page of its images with their regions"
     )
     inspect.add_argument(
         "--limit",
@@ -83,7 +83,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--hashes",
         metavar="FILE",
-        help="write a hash of each picture, or compare them if it is there",
+        help="write a hash of each image, or compare them if it is there",
     )
     verify.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
     verify.add_argument("--limit", type=int, metavar="N", help="only the first records of a source")

@@ -20,7 +20,7 @@ from clipjax.errors import UserError
 from clipjax.evals.records import chunks, embed_texts
 from clipjax.log.outputs import check_writable
 
-# Pictures or texts read at a time; only so many decoded pictures are in memory.
+# Images or texts read at a time; only so many decoded images are in memory.
 BLOCK = 1024
 
 
@@ -32,11 +32,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a workdir, or a checkpoint of any format",
     )
-    parser.add_argument("--images", metavar="GLOB", help="picture files, such as 'photos/**/*.jpg'")
+    parser.add_argument("--images", metavar="GLOB", help="image files, such as 'photos/**/*.jpg'")
     parser.add_argument("--texts", metavar="FILE", help="one text a line")
     parser.add_argument("--output", required=True, metavar="FILE.npz", help="where the arrays go")
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out, and list, pictures that cannot be read"
+        "--skip-bad", action="store_true", help="leave out, and list, images that cannot be read"
     )
 
 
@@ -54,7 +54,7 @@ def embed(
     *,
     skip_bad: bool = False,
 ) -> int:
-    """Embeds picture files and lines of text, and writes one file.
+    """Embeds image files and lines of text, and writes one file.
 
     A `.npz` has `image_embedding` float32 [n, D] and `image_path` [n], `text_embedding` [m, D] and `text` [m],
     and `logit_scale` and `logit_bias` where the model has them. numpy gives each string the room of the longest; where
@@ -63,10 +63,10 @@ def embed(
 
     Args:
       path: what `clipjax.load` takes.
-      images: pattern of picture files, `**` for folders of any depth; None: no pictures.
+      images: pattern of image files, `**` for folders of any depth; None: no images.
       texts: file with one text a line, UTF-8; None: no texts.
       output: file that does not exist yet.
-      skip_bad: leave out pictures that cannot be read, and list them; without it the first one ends the command.
+      skip_bad: leave out images that cannot be read, and list them; without it the first one ends the command.
 
     Returns:
       0, when the file is there.
@@ -95,7 +95,7 @@ def embed(
     if "logit_bias" in model.params:
         found["logit_bias"] = np.float32(model.params["logit_bias"])
     _write(target, found)
-    counts = f"{len(found.get('image_path', ()))} pictures and {len(lines)} texts"
+    counts = f"{len(found.get('image_path', ()))} images and {len(lines)} texts"
     print(f"{output}: {counts}, {encoder.width} numbers each.")
     return 0
 
@@ -142,7 +142,7 @@ def read_lines(file: str) -> list[str]:
 def _embed_images(
     encoder: Encoder, params: Any, paths: Sequence[str], skip_bad: bool
 ) -> tuple[list[str], np.ndarray]:
-    """(paths of the pictures that could be read, their embeddings)."""
+    """(paths of the images that could be read, their embeddings)."""
 
     def read(path: str) -> np.ndarray | UserError:
         try:
@@ -154,7 +154,7 @@ def _embed_images(
     errors = Console(stderr=True)
     blocks = list(chunks(paths, BLOCK))
     with ThreadPoolExecutor() as pool:
-        for block in track(blocks, "pictures", console=errors, disable=not errors.is_terminal):
+        for block in track(blocks, "images", console=errors, disable=not errors.is_terminal):
             pixels = []
             for path, result in zip(block, pool.map(read, block), strict=True):
                 if not isinstance(result, UserError):
@@ -164,13 +164,13 @@ def _embed_images(
                     bad += 1
                     print(f"left out: {result}", file=sys.stderr)
                 else:
-                    raise UserError(f"{str(result)[:-1]}; --skip-bad leaves such pictures out.")
+                    raise UserError(f"{str(result)[:-1]}; --skip-bad leaves such images out.")
             if pixels:
                 parts.append(encoder.run("image", params, encoder.stack(pixels)))
     if bad:
-        print(f"{bad} of {len(paths)} pictures could not be read.", file=sys.stderr)
+        print(f"{bad} of {len(paths)} images could not be read.", file=sys.stderr)
     if not used:
-        raise UserError(f"None of the {len(paths)} pictures could be read.")
+        raise UserError(f"None of the {len(paths)} images could be read.")
     return used, np.concatenate(parts)
 
 
@@ -190,7 +190,7 @@ def _write(target: Path, found: dict[str, Any]) -> None:
 
 
 def _write_parquet(file: Any, **found: Any) -> None:
-    """One row for each picture, then one for each text."""
+    """One row for each image, then one for each text."""
     import pyarrow
     import pyarrow.parquet
 

@@ -16,7 +16,7 @@ from clipjax.defaults import base_config
 from clipjax.encode.inference import Model, load_with_encoder
 from clipjax.errors import UserError
 from clipjax.evals import make_evaluator, shown, unit
-from clipjax.job.distributed import first
+from clipjax.job.distributed import is_primary
 from clipjax.job.watchdog import guard
 from clipjax.log.console import console
 from clipjax.log.outputs import check_writable
@@ -107,7 +107,7 @@ def evaluate(
         metrics = evaluator.run(model.params)
         protocol = evaluator.protocol | shared
         results[name] = {"metrics": metrics, "protocol": protocol}
-        if output is not None and first():
+        if output is not None and is_primary():
             line = {
                 "suite": name,
                 "checkpoint": meta["checkpoint"],
@@ -118,7 +118,7 @@ def evaluate(
             }
             with open(output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-    if first():
+    if is_primary():
         at = "" if meta["samples"] is None else f" at {meta['samples']:,} samples"
         console().print(results_table(results, f"{path}{at}"))
     return 0

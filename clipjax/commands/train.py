@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Runs the command."""
     from clipjax.commands.eval import show_run
-    from clipjax.job.distributed import first
+    from clipjax.job.distributed import is_primary
     from clipjax.job.signals import Stopped
     from clipjax.job.watchdog import guard
     from clipjax.train import train
@@ -33,9 +33,9 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         with guard(args.workdir):
             train(config, args.workdir, args.profile)
     except Stopped as stopped:
-        if first():
+        if is_primary():
             print(stopped, file=sys.stderr)
         return stopped.status
-    if first():
+    if is_primary():
         show_run(args.workdir)
     return 0

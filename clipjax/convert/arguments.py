@@ -22,7 +22,7 @@ def byte_count(text: str | None) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     count = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if count < 1:
-        raise UserError(f"--max-shard-size={text!r} is no size; write 5GB or 500MB.")
+        raise UserError(f"--max-shard-size={text!r} is not a valid size; write 5GB or 500MB.")
     return count
 
 

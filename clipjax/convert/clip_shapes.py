@@ -49,7 +49,7 @@ def as_clips(model: Mapping[str, Any], what: str) -> ConfigDict:
       what: the format, for the error.
 
     Raises:
-      UserError: a width that is no number of heads.
+      UserError: a width that is not a number of heads.
     """
     image, text = model["image"], model["text"]
     vit = image["kind"] == "vit"
@@ -123,7 +123,7 @@ def _vit(shapes: Shapes, activation: str) -> ConfigDict:
     rows, _ = shapes["visual.positional_embedding"]
     grid = math.isqrt(rows - 1)
     if grid * grid != rows - 1:
-        raise UserError(f"The {rows} positions of the image tower are no square grid.")
+        raise UserError(f"The {rows} positions of the image tower are not a square grid.")
     blocks = r"visual\.transformer\.resblocks"
     return image_section(
         size=grid * patch,
@@ -141,7 +141,7 @@ def _resnet(shapes: Shapes) -> ConfigDict:
     rows, _ = shapes["visual.attnpool.positional_embedding"]
     grid = math.isqrt(rows - 1)
     if grid * grid != rows - 1:
-        raise UserError(f"The {rows} positions of the image tower are no square grid.")
+        raise UserError(f"The {rows} positions of the image tower are not a square grid.")
     return image_section(
         "resnet",
         size=grid * 32,

@@ -53,7 +53,7 @@ def convert(
       options: what the source does not say itself.
       left_out: parts of the model that are not written, see `parts.without`.
       dtype: of all parameters; None keeps each as it is.
-      size, length: of pictures and texts, where they are to be others than the source's.
+      size, length: of images and texts, where they are to be others than the source's.
       mesh: sizes of mesh axes; a target of clipjax is then written in the pieces that such a mesh reads.
       max_shard_bytes: largest file of tensors in the target; None: one file.
 
@@ -119,7 +119,7 @@ def _write_ours(source: Source, target: epath.Path, mesh: Mapping[str, int] | No
     shardings = None
     if mesh:
         devices = make_mesh(mesh, jax.devices("cpu"))
-        shardings = orbax.shardings_of(source.config.model, devices)
+        shardings = orbax.shardings_of(source.config, devices)
     if target.exists():
         target.rmdir()  # it is empty
     orbax.write(target, source.params, meta, packed, shardings)

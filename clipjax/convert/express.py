@@ -236,7 +236,7 @@ def check_named(
 def check_preset(
     config: Mapping[str, Any], preset: Preset, what: str, free: tuple[str, ...] = ()
 ) -> None:
-    """Refuses pictures that are prepared otherwise than a format, which cannot say how, takes for granted.
+    """Refuses images that are prepared otherwise than a format, which cannot say how, takes for granted.
 
     Fields in `free` may differ.
 
@@ -251,5 +251,5 @@ def check_preset(
     ]
     if wrong:
         raise UserError(
-            f"{what} cannot express {', '.join(wrong)}: its files do not say how pictures are prepared."
+            f"{what} cannot express {', '.join(wrong)}: its files do not say how images are prepared."
         )

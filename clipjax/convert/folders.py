@@ -66,7 +66,7 @@ def _in_directory(folder: Path) -> Path:
         return found[0]
     if not found:
         raise UserError(
-            f"{str(folder)!r} is no checkpoint: neither a run of clipjax, nor a directory with weights "
+            f"{str(folder)!r} is not a checkpoint: neither a run of clipjax, nor a directory with weights "
             f"({', '.join(kinds)})."
         )
     names = ", ".join(p.name for p in found[:5])

@@ -22,7 +22,7 @@ def local(path: str | Path) -> Path:
         return Path(path)
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     if repository.count("/") != 1:
-        raise UserError(f"{name!r} is no name on the hub; write hf-hub:OWNER/NAME.")
+        raise UserError(f"{name!r} is not a valid name on the hub; write hf-hub:OWNER/NAME.")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

@@ -159,10 +159,10 @@ def check_new(target: epath.Path) -> None:
         raise UserError(f"{str(target)!r} exists already; choose another --target, or remove it.")
 
 
-def shardings_of(model: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Path -> sharding of a `model` section's parameters on a mesh."""
-    from clipjax.encode.inference import abstract_params
+def shardings_of(config: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Path -> sharding of the parameters of a config's model on a mesh."""
+    from clipjax.convert.shapes import abstract_params
     from clipjax.models import make_model
 
-    abstract = abstract_params(make_model(model), model, mesh)
+    abstract = abstract_params(make_model(config["model"]), config, mesh)
     return {path: leaf.sharding for path, leaf in rules.paths(abstract).items()}

@@ -35,7 +35,7 @@ from clipjax.convert.express import compare
 from clipjax.convert.files import Tensor
 from clipjax.convert.source import Source, open_source, resampled
 from clipjax.errors import UserError
-from clipjax.job.distributed import first, tell
+from clipjax.job.distributed import is_primary, notify
 from clipjax.models import PARTS, model_parts
 
 TOWERS = {
@@ -96,8 +96,8 @@ def load_pretrained(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> dic
             notes = _resample(source, found, names, mine)
             notes += _changes(source, config["model"], part, origin, init)
         _check_fits(f"{origin.path!r} (for config.init[{part!r}])", found, mine)
-        for note in notes if first() else ():
-            tell(f"config.init[{part!r}] = {origin.path!r}: {note}")
+        for note in notes if is_primary() else ():
+            notify(f"config.init[{part!r}] = {origin.path!r}: {note}")
         loaded |= {p: x.read() if isinstance(x, Tensor) else x for p, x in found.items()}
     return loaded
 

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
+from jax.sharding import Mesh
 
-from clipjax import batch
-from clipjax.models import boxed_params, example_batch, make_model, needs
+from clipjax.batch import example_for
+from clipjax.mesh import parameter_shardings
+from clipjax.models import boxed_params, make_model
 
 
 def parameter_shapes(model: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Any:
@@ -14,11 +17,17 @@ def parameter_shapes(model: Mapping[str, Any], config: Mapping[str, Any] | None 
 
     Args:
       model: the section.
-      config: of the run: its features say what a batch of a model is that needs more than images and texts.
+      config: of its run, for models that need more of a batch than images and texts.
     """
     # What computes it is the matter of the machine that will.
     module = make_model({**dict(model), "attention": "einsum"})
-    example = example_batch(model)
-    if config is not None and not set(needs(module)) <= example.keys():
-        example = batch.example_batch(config)
-    return nn.unbox(boxed_params(module, example))
+    return nn.unbox(boxed_params(module, example_for(module, config or {"model": model})))
+
+
+def abstract_params(module: nn.Module, config: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of a model's parameters; `config` is its run's."""
+    boxed = boxed_params(module, example_for(module, config))
+    shardings = parameter_shardings(boxed, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
+    )

@@ -166,7 +166,7 @@ def _ours(path: str | Path, options: formats.Options) -> Source:
 
 
 def resized(source: Source, size: int | None = None, length: int | None = None) -> Source:
-    """The same model for pictures of another size, or texts of another length.
+    """The same model for images of another size, or texts of another length.
 
     Positions are resampled as the library that the checkpoint came from does it; see `positions`.
 

@@ -1,6 +1,6 @@
 """The vision transformers of timm 1.0.31 that clipjax reads, by name: what open_clip can name as an image tower.
 
-open_clip builds such a tower from the name alone, so its picture size is the name's, too.
+open_clip builds such a tower from the name alone, so its image size is the name's, too.
 """
 
 _SIZES = {

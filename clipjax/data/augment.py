@@ -1,4 +1,4 @@
-"""Random changes of training pictures. All randomness comes from the generator that the caller hands in."""
+"""Random changes of training images. All randomness comes from the generator that the caller hands in."""
 
 import math
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from clipjax.data.encoded_image import EncodedImage
 from clipjax.data.geometry import WHOLE, Geometry
 from clipjax.data.images import place
-from clipjax.data.picture import Picture
 from clipjax.data.resize import resize
 from clipjax.errors import UserError
 from clipjax.registry import nearest, wanted
@@ -78,18 +78,18 @@ def check_augment(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def augment(
-    picture: Picture,
+    encoded: EncodedImage,
     size: int,
     settings: Mapping[str, Any],
     fitting: Mapping[str, Any],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, Geometry]:
-    """One random view of a picture: uint8 [size, size, 3], and where its points went.
+    """One random view of an image: uint8 [size, size, 3], and where its points went.
 
     The order is: background, rotation, crop, flip, colours, blur, solarisation.
 
     Args:
-      picture: decoded no finer than the view needs.
+      image: decoded no finer than the view needs.
       size: side of the view.
       settings: all of `DEFAULTS`.
       fitting: the section `preprocess`: the interpolation, and what crop="fit" does.
@@ -97,23 +97,23 @@ def augment(
     """
     white = settings["background"] == "white"
     background = (255, 255, 255) if white else tuple(int(v) for v in rng.integers(0, 256, 3))
-    width, height = picture.size
+    width, height = encoded.size
     geometry, pixels_HxWx3 = WHOLE, None
     if settings["rotate"]:
         angle = rng.uniform(-settings["rotate"], settings["rotate"])
-        image = picture.image(background)
+        image = encoded.image(background)
         image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=background)
-        geometry, pixels_HxWx3 = geometry.rotate(angle, picture.size), np.asarray(image)
+        geometry, pixels_HxWx3 = geometry.rotate(angle, encoded.size), np.asarray(image)
     if settings["crop"] == "random":
-        box = random_crop(picture.size, settings["crop_scale"], settings["crop_ratio"], rng)
+        box = random_crop(encoded.size, settings["crop_scale"], settings["crop_ratio"], rng)
     else:
-        box = fit_box(picture.size, size, fitting["resize"], fitting.get("crop_fraction", 1.0))
+        box = fit_box(encoded.size, size, fitting["resize"], fitting.get("crop_fraction", 1.0))
     left, top, right, bottom = box
     geometry = geometry.crop((left / width, top / height, right / width, bottom / height))
     if pixels_HxWx3 is None:
         scale = size / min(right - left, bottom - top)
-        pixels_HxWx3 = picture.pixels(scale, background)
-    view = cut(pixels_HxWx3, picture.size, box, size, fitting["interpolation"])
+        pixels_HxWx3 = encoded.pixels(scale, background)
+    view = cut(pixels_HxWx3, encoded.size, box, size, fitting["interpolation"])
     if rng.random() < settings["flip"]:
         view, geometry = view[:, ::-1], geometry.flip()
     view = recolour(view, settings, rng)
@@ -129,7 +129,7 @@ def augment(
 def fit_box(
     size: tuple[int, int], side: int, resize: str, crop_fraction: float = 1.0
 ) -> tuple[float, float, float, float]:
-    """The box that `images.fit` shows, in the picture's pixels; it may reach beyond the picture."""
+    """The box that `images.fit` shows, in the image's pixels; it may reach beyond the image."""
     width, height, left, top = place(size, side, resize, crop_fraction)
     across, down = size[0] / width, size[1] / height
     return left * across, top * down, (left + side) * across, (top + side) * down
@@ -138,7 +138,7 @@ def fit_box(
 def fit_geometry(
     size: tuple[int, int], side: int, resize: str, crop_fraction: float = 1.0
 ) -> Geometry:
-    """Where the points of a picture of (width, height) pixels lie in the frame that `images.fit` makes of it."""
+    """Where the points of an image of (width, height) pixels lie in the frame that `images.fit` makes of it."""
     left, top, right, bottom = fit_box(size, side, resize, crop_fraction)
     width, height = size
     return WHOLE.crop((left / width, top / height, right / width, bottom / height))
@@ -151,10 +151,10 @@ def cut(
     side: int,
     interpolation: str,
 ) -> np.ndarray:
-    """The part of a picture in a box, uint8 [side, side, 3]; white where the box reaches beyond the picture.
+    """The part of an image in a box, uint8 [side, side, 3]; white where the box reaches beyond the image.
 
     Args:
-      pixels_HxWx3: the picture, possibly decoded smaller.
+      pixels_HxWx3: the image, possibly decoded smaller.
       size: (width, height) that the box refers to.
       box: left, top, right, bottom.
       side: of the result.
@@ -166,7 +166,7 @@ def cut(
     if left >= 0 and top >= 0 and right <= size[0] and bottom <= size[1]:
         scaled = (left * across, top * down, right * across, bottom * down)
         return resize(pixels_HxWx3, scaled, (side, side), interpolation)
-    # Where the picture lies in the frame, in whole pixels.
+    # Where the image lies in the frame, in whole pixels.
     x1, x2 = (round((x - left) / (right - left) * side) for x in (0, size[0]))
     y1, y2 = (round((y - top) / (bottom - top) * side) for y in (0, size[1]))
     x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
@@ -185,7 +185,7 @@ def random_crop(
     """A box (left, top, right, bottom) whose share of the area and whose aspect ratio are drawn at random.
 
     The ratio is drawn log-uniformly, as torchvision's RandomResizedCrop does; where a box does not fit, its sides are
-    cut to the picture's instead of drawing again.
+    cut to the image's instead of drawing again.
     """
     width, height = size
     area = width * height * rng.uniform(*scale)

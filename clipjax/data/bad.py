@@ -7,7 +7,7 @@ REASONS = (
     "image is truncated or broken",
     "image has more than 100,000,000 pixels",
     "image array is not uint8 [H,W,3|4]",
-    "image is neither bytes, array nor picture",
+    "image is neither bytes, array nor image",
     "image is too long and thin",
     "image file cannot be read",
     "there is no image",

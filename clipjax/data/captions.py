@@ -114,7 +114,9 @@ class Choice:
         try:
             self._refusals = [re.compile(r, re.IGNORECASE) for r in refusals]
         except re.error as error:
-            raise UserError(f"A refusal of 'choice' is no regular expression: {error}.") from error
+            raise UserError(
+                f"A refusal of 'choice' is not a valid regular expression: {error}."
+            ) from error
         self._edges = np.cumsum(shares) / sum(shares)
         self._min_words = min_words
 

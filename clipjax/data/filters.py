@@ -1,6 +1,6 @@
 """Which records of a source are wanted at all. Others take the place of those that are not, which are counted.
 
-A filter decides by what a record says and by the size of its picture, which costs no decoding. It reads every record
+A filter decides by what a record says and by the size of its image, which costs no decoding. It reads every record
 it turns down: where most are, write those that pass once, with `clipjax data convert --filter`.
 """
 
@@ -19,7 +19,7 @@ class Filter:
     Args:
       ranges: field -> (lowest, highest), either of which may be None; such as {"similarity": (0.28, None)}.
       values: field -> the values that pass; such as {"language": ("en", "de")}.
-      min_side: pixels of the picture's shorter side.
+      min_side: pixels of the image's shorter side.
       max_aspect: longer side / shorter side.
       min_words: of the longest caption, split at white space.
     """
@@ -53,7 +53,7 @@ class Filter:
         """Whether a record passes.
 
         Raises:
-          BadRecord: its picture's size is asked for and cannot be told.
+          BadRecord: its image's size is asked for and cannot be told.
         """
         for field, (low, high) in self._ranges.items():
             number = _number(record.get(field))

@@ -1,4 +1,4 @@
-"""Where a point of a picture lies in the frame that was cut from it, so that boxes go where their pixels go."""
+"""Where a point of an image lies in the frame that was cut from it, so that boxes go where their pixels go."""
 
 import math
 from typing import NamedTuple
@@ -10,10 +10,10 @@ ROUNDING = 1e-9
 
 
 class Geometry(NamedTuple):
-    """An affine map from a picture to a frame, both with (0, 0) as top left and (1, 1) as bottom right corner.
+    """An affine map from an image to a frame, both with (0, 0) as top left and (1, 1) as bottom right corner.
 
     Attributes:
-      matrix_2x3: float64; frame = matrix[:, :2] @ picture + matrix[:, 2].
+      matrix_2x3: float64; frame = matrix[:, :2] @ image + matrix[:, 2].
       shown: x1, y1, x2, y2 of the frame: outside of it there is only padding, also where a turned corner would be.
     """
 
@@ -30,9 +30,9 @@ class Geometry(NamedTuple):
         return Geometry(matrix_2x3, (*low_1x2[0].tolist(), *high_1x2[0].tolist()))
 
     def rotate(self, degrees: float, size: tuple[int, int]) -> "Geometry":
-        """Turns counter-clockwise about the centre of a picture of (width, height) pixels.
+        """Turns counter-clockwise about the centre of an image of (width, height) pixels.
 
-        The picture does not grow: what is turned out of it is gone.
+        The image does not grow: what is turned out of it is gone.
         """
         width, height = size
         c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -51,20 +51,20 @@ class Geometry(NamedTuple):
         return self.then(np.array([[-1.0, 0, 1], [0, 1, 0]]))
 
     def inverse(self) -> "Geometry":
-        """The map from the frame back to the picture."""
+        """The map from the frame back to the image."""
         linear = np.linalg.inv(self.matrix_2x3[:, :2])
         return Geometry(np.concatenate([linear, -linear @ self.matrix_2x3[:, 2:]], axis=1))
 
     def points(self, points_Nx2: np.ndarray) -> np.ndarray:
-        """Points of the picture, x and y as fractions, as points of the frame, which may lie outside of it; float64."""
+        """Points of the image, x and y as fractions, as points of the frame, which may lie outside of it; float64."""
         matrix = self.matrix_2x3
         return np.asarray(points_Nx2, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
     def boxes(self, boxes_Mx4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes of the picture as boxes of the frame.
+        """Boxes of the image as boxes of the frame.
 
         Args:
-          boxes_Mx4: x1,y1,x2,y2 as fractions of the picture.
+          boxes_Mx4: x1,y1,x2,y2 as fractions of the image.
 
         Returns:
           float32 [M,4], the bounds of each mapped box, clipped to the frame and to what is shown in it (empty ones: all

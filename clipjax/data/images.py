@@ -1,6 +1,6 @@
-"""Decoding pictures, and fitting them into the model's square frame.
+"""Decoding images, and fitting them into the model's square frame.
 
-Nothing here is random. Pictures that cannot be used raise `BadRecord` with a short reason, which the pipeline counts.
+Nothing here is random. Images that cannot be used raise `BadRecord` with a short reason, which the pipeline counts.
 """
 
 import io
@@ -20,7 +20,7 @@ INTERPOLATIONS = {
 }
 RESIZES = ("shortest", "squash", "longest")
 
-# Above this many pixels a picture is refused before it is decoded (a decompression bomb, or a mistake).
+# Above this many pixels an image is refused before it is decoded (a decompression bomb, or a mistake).
 MAX_PIXELS = 100_000_000
 TOO_LARGE = f"image has more than {MAX_PIXELS:,} pixels"
 
@@ -29,7 +29,7 @@ def decode(image: Any) -> Image.Image:
     """Encoded bytes, a uint8 array [H,W,3|4] or a PIL image -> a PIL image in mode RGB or RGBA, upright.
 
     Raises:
-      BadRecord: empty, truncated, not a picture, more than `MAX_PIXELS`, or an array of another shape or dtype.
+      BadRecord: empty, truncated, not an image, more than `MAX_PIXELS`, or an array of another shape or dtype.
     """
     opened = open_image(image)
     if isinstance(image, np.ndarray):
@@ -76,7 +76,7 @@ def open_image(image: Any) -> Image.Image:
         except Exception as error:
             raise BadRecord("image format not recognised") from error
     if not isinstance(image, Image.Image):
-        raise BadRecord("image is neither bytes, array nor picture")
+        raise BadRecord("image is neither bytes, array nor image")
     if image.width * image.height > MAX_PIXELS:
         raise BadRecord(TOO_LARGE)
     return image
@@ -99,7 +99,7 @@ def upright_size(image: Any) -> tuple[int, int]:
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """Puts a transparent picture on a plain background; RGB pictures pass unchanged."""
+    """Puts a transparent image on a plain background; RGB images pass unchanged."""
     if image.mode == "RGB":
         return image
     base = Image.new("RGBA", image.size, (*background, 255))
@@ -110,7 +110,7 @@ def check_fit(resize: str, interpolation: str, crop_fraction: float = 1.0) -> No
     """Refuses settings that `fit` does not have, with the nearest right name."""
     if resize == "naflex":
         raise UserError(
-            "preprocess.resize='naflex' makes pictures of any shape, which can be embedded but not trained on; "
+            "preprocess.resize='naflex' makes images of any shape, which can be embedded but not trained on; "
             f"for training choose one of {', '.join(map(repr, RESIZES))}."
         )
     if resize not in RESIZES:
@@ -130,7 +130,7 @@ def check_fit(resize: str, interpolation: str, crop_fraction: float = 1.0) -> No
 def fit(
     image: Image.Image, size: int, resize: str, interpolation: str, crop_fraction: float = 1.0
 ) -> np.ndarray:
-    """An RGB picture of any size -> uint8 [size, size, 3].
+    """An RGB image of any size -> uint8 [size, size, 3].
 
     "shortest": the shorter side becomes `size`, the centre is cut out (CLIP); with a `crop_fraction` it becomes size /
     crop_fraction, of which that share is cut out (ImageNet's 224 of 256, DINOv2, timm). "squash": both sides become
@@ -156,7 +156,7 @@ def fit(
 
 
 def fits(size: tuple[int, int], side: int, resize: str, crop_fraction: float = 1.0) -> bool:
-    """Whether `fit` takes a picture of (width, height): on the way to the frame it has at most `MAX_PIXELS`."""
+    """Whether `fit` takes an image of (width, height): on the way to the frame it has at most `MAX_PIXELS`."""
     width, height, _, _ = place(size, side, resize, crop_fraction)
     return width * height <= MAX_PIXELS
 
@@ -164,7 +164,7 @@ def fits(size: tuple[int, int], side: int, resize: str, crop_fraction: float = 1
 def place(
     size: tuple[int, int], side: int, resize: str, crop_fraction: float = 1.0
 ) -> tuple[int, int, int, int]:
-    """How `fit` makes a frame of a picture of (width, height): its size in there, and the frame's left top corner."""
+    """How `fit` makes a frame of an image of (width, height): its size in there, and the frame's left top corner."""
     if resize == "squash":
         return side, side, 0, 0
     if resize == "longest":

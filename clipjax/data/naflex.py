@@ -1,4 +1,4 @@
-"""Pictures of any shape as a number of patches (NaFlex of SigLIP 2): resized to as many patches as fit, not cropped.
+"""Images of any shape as a number of patches (NaFlex of SigLIP 2): resized to as many patches as fit, not cropped.
 
 The size is that of transformers' `get_image_size_for_max_num_patches`, and so of big_vision's NaFlex, which has the
 same search: the two sides keep their ratio up to the rounding to whole patches.
@@ -17,7 +17,7 @@ _LARGEST_SCALE = 100.0
 
 
 def naflex_size(height: int, width: int, patch: int, max_patches: int) -> tuple[int, int]:
-    """(rows, columns) of patches that a picture of height × width becomes; their product is at most `max_patches`."""
+    """(rows, columns) of patches that an image of height × width becomes; their product is at most `max_patches`."""
 
     def grid(scale: float) -> tuple[int, int]:
         rows, columns = (max(1, math.ceil(side * scale / patch)) for side in (height, width))
@@ -36,12 +36,12 @@ def naflex_size(height: int, width: int, patch: int, max_patches: int) -> tuple[
 def patches(
     image: Image.Image | np.ndarray, patch: int, max_patches: int, interpolation: str = "bilinear"
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """A picture as patches.
+    """An image as patches.
 
     Args:
       image: RGB, or uint8 [H, W, 3].
       patch: side of a patch in pixels.
-      max_patches: number of rows of the result; those beyond the picture's own are zero.
+      max_patches: number of rows of the result; those beyond the image's own are zero.
       interpolation: "bilinear" (SigLIP 2), "bicubic" or "lanczos", with Pillow's antialiasing.
 
     Returns:

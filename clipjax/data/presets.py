@@ -1,8 +1,8 @@
-"""How pictures are prepared: the settings of well-known families, and of a checkpoint's own description.
+"""How images are prepared: the settings of well-known families, and of a checkpoint's own description.
 
 A preset is what two sections of a config say together: `preprocess` (resize, interpolation) and the model's channel
 statistics (mean, std). Training views use the interpolation and, with `augment.crop="fit"`, the resize. The resize
-"naflex" (clipjax.data.naflex: pictures of any shape, for embedding only) is there beside those of `images.fit`.
+"naflex" (clipjax.data.naflex: images of any shape, for embedding only) is there beside those of `images.fit`.
 """
 
 from collections.abc import Mapping
@@ -147,9 +147,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> tuple[Preset, int | None]:
             )
         fraction, side = cropped / side, cropped
     elif resize == "shortest":
-        raise UserError(
-            f"{what} resizes the shorter side and crops nothing: pictures of many sizes."
-        )
+        raise UserError(f"{what} resizes the shorter side and crops nothing: images of many sizes.")
     return _checked(
         resize,
         _interpolation(config, 3, what),
@@ -161,7 +159,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> tuple[Preset, int | None]:
 
 
 def is_naflex(config: Mapping[str, Any]) -> bool:
-    """Whether a preprocessor_config.json is that of `Siglip2ImageProcessor`: pictures of any shape."""
+    """Whether a preprocessor_config.json is that of `Siglip2ImageProcessor`: images of any shape."""
     named = str(config.get("image_processor_type", ""))
     return named.startswith("Siglip2ImageProcessor") or "max_num_patches" in config
 
@@ -172,13 +170,13 @@ def naflex_patches(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def to_open_clip(preset: Preset, size: int) -> dict[str, Any]:
-    """The `preprocess_cfg` of an open_clip_config.json, for pictures of `size` px.
+    """The `preprocess_cfg` of an open_clip_config.json, for images of `size` px.
 
     Raises:
       UserError: a preset that open_clip does not have.
     """
     if preset.resize == "naflex":
-        raise UserError("open_clip has no pictures of any shape (preprocess.resize='naflex').")
+        raise UserError("open_clip has no images of any shape (preprocess.resize='naflex').")
     if preset.interpolation not in _INTERPOLATIONS_OF_OPEN_CLIP:
         raise UserError(
             f"open_clip has no preprocess.interpolation={preset.interpolation!r}; it has "
@@ -206,18 +204,18 @@ def to_hugging_face(
     patch: int | None = None,
     max_patches: int | None = None,
 ) -> dict[str, Any]:
-    """The preprocessor_config.json with which transformers' `AutoImageProcessor` prepares pictures as the preset does.
+    """The preprocessor_config.json with which transformers' `AutoImageProcessor` prepares images as the preset does.
 
     Its Pillow backend gives the same pixels; where the crop leaves out an odd number of columns or rows, every second
     time one pixel aside, as it rounds halves down and torchvision to even. Its torchvision backend is a level off.
     `Siglip2Processor`, unlike `AutoImageProcessor`, takes patches of 16 px and at most 256 whatever the file says.
 
     Args:
-      preset: how pictures are prepared.
-      size: of the model's pictures in px; of its grid of positions with "naflex".
+      preset: how images are prepared.
+      size: of the model's images in px; of its grid of positions with "naflex".
       model_type: of the config.json beside it.
       patch: side of a patch in px, for "naflex".
-      max_patches: highest number of patches of a picture, for "naflex"; those of the grid if it is None.
+      max_patches: highest number of patches of an image, for "naflex"; those of the grid if it is None.
 
     Raises:
       UserError: the preset fits the longer side, which transformers' image processors do not do.
@@ -290,4 +288,4 @@ def _square(size: Any, what: str) -> int | None:
         return int(size[0])
     if size is None or isinstance(size, int):
         return size
-    raise UserError(f"{what} is {size!r}, but clipjax's pictures are square.")
+    raise UserError(f"{what} is {size!r}, but clipjax's images are square.")

@@ -37,9 +37,9 @@ def draw_regions(
 
     Args:
       record: may have no boxes.
-      box_format: of its boxes, one of `BOX_FORMATS`; fractions of the upright picture, or its pixels.
-      size: (width, height) of the upright picture.
-      geometry: from the picture to the view.
+      box_format: of its boxes, one of `BOX_FORMATS`; fractions of the upright image, or its pixels.
+      size: (width, height) of the upright image.
+      geometry: from the image to the view.
       settings: `count`; `min_visible`, the share of a box's area that must be left; `min_side`, of what is left, as a
         fraction of the view.
       rng: draws regions, and texts of those that have several.
@@ -80,7 +80,7 @@ def entries(values: Any, field: str) -> list[Any]:
     if values is None:
         return []
     if isinstance(values, str) or not _listed(values):
-        raise BadRecord(f"{field} is no list with one entry a box")
+        raise BadRecord(f"{field} is not a list with one entry a box")
     return list(values)
 
 
@@ -101,9 +101,9 @@ def _listed(values: Any) -> bool:
 
 
 def fractions(boxes: Any, box_format: str, size: tuple[int, int]) -> np.ndarray:
-    """Boxes as x1,y1,x2,y2 in fractions, float64 [m,4], clipped to the picture.
+    """Boxes as x1,y1,x2,y2 in fractions, float64 [m,4], clipped to the image.
 
-    What lies outside of the picture was never there, so it does not count as lost.
+    What lies outside of the image was never there, so it does not count as lost.
     """
     try:
         boxes_Mx4 = np.array([] if boxes is None else boxes, np.float64)

@@ -29,11 +29,11 @@ def resize(
     size: tuple[int, int],
     interpolation: str,
 ) -> np.ndarray:
-    """Part of a picture, resampled.
+    """Part of an image, resampled.
 
     Args:
       pixels_HxWx3: uint8.
-      box: left, top, right, bottom in pixels, within the picture.
+      box: left, top, right, bottom in pixels, within the image.
       size: (width, height) of the result.
       interpolation: "bicubic", "bilinear" or "lanczos".
 

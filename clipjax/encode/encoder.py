@@ -28,16 +28,16 @@ from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode, fit, flatten
 from clipjax.data.tokenizers import Tokenizer
 from clipjax.encode.regions import RegionPrograms
-from clipjax.errors import PictureError, UserError
+from clipjax.errors import ImageError, UserError
 from clipjax.mesh import batch_sharding, batch_shards, replicated
 from clipjax.models import matmul_precision
 from clipjax.registry import nearest
 
-Picture = Image.Image | np.ndarray | bytes | str | Path
+ImageInput = Image.Image | np.ndarray | bytes | str | Path
 
 
 class Patches(NamedTuple):
-    """Pictures of a NaFlex model: `patches` uint8 [..., N, 3 * p * p], `shape` int32 [..., 2] (their rows, columns)."""
+    """Images of a NaFlex model: `patches` uint8 [..., N, 3 * p * p], `shape` int32 [..., 2] (their rows, columns)."""
 
     patches: np.ndarray
     shape: np.ndarray | tuple[int, int]
@@ -162,12 +162,12 @@ class Encoder:
         return self._rows_of[known]
 
     def batch(
-        self, images: Sequence[Picture] | None = None, texts: Sequence[str] | None = None
+        self, images: Sequence[ImageInput] | None = None, texts: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """The fields `image` (uint8 [n,S,S,3], or patches for a NaFlex) and `text` (int32 [n,L]) for `outputs`.
 
         Raises:
-          PictureError: an image cannot be read; its place in the list and the reason are named.
+          ImageError: an image cannot be read; its place in the list and the reason are named.
           UserError: a text is empty, or the model has no such tower.
         """
         found: dict[str, np.ndarray] = {}
@@ -180,30 +180,30 @@ class Encoder:
             found["text"] = self.ids(texts)
         return found
 
-    def images(self, params: Any, images: Sequence[Picture]) -> np.ndarray:
-        """Pictures (encoded bytes, paths, PIL images or uint8 arrays) -> float32 [n, D], L2-normalised.
+    def images(self, params: Any, images: Sequence[ImageInput]) -> np.ndarray:
+        """Images (encoded bytes, paths, PIL images or uint8 arrays) -> float32 [n, D], L2-normalised.
 
         Raises:
-          PictureError: a picture cannot be read; its place in the list and the reason are named.
+          ImageError: an image cannot be read; its place in the list and the reason are named.
         """
         self._check("image")
         with ThreadPoolExecutor() as pool:
             pixels = list(pool.map(self.pixels, images, range(len(images))))
         return self.run("image", params, self.stack(pixels))
 
-    def stack(self, pictures: Sequence[np.ndarray | Patches]) -> np.ndarray | Patches:
-        """What `pixels` made of several pictures, as one batch for `run`."""
+    def stack(self, fitted: Sequence[np.ndarray | Patches]) -> np.ndarray | Patches:
+        """What `pixels` made of several images, as one batch for `run`."""
         if self._naflex:
-            patches = [p.patches for p in pictures]
-            shapes = np.array([p.shape for p in pictures], np.int32).reshape(-1, 2)
+            patches = [p.patches for p in fitted]
+            shapes = np.array([p.shape for p in fitted], np.int32).reshape(-1, 2)
             empty = np.zeros((0, self._max_patches, 3 * self._image["patch"] ** 2), np.uint8)
             return Patches(np.stack(patches) if patches else empty, shapes)
         size = self._image["size"]
-        return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+        return np.stack(fitted) if fitted else np.zeros((0, size, size, 3), np.uint8)
 
-    def image_batch(self, pictures: Sequence[np.ndarray | Patches]) -> dict[str, np.ndarray]:
-        """The fields of a batch of what `fit` made of several pictures."""
-        stacked = self.stack(pictures)
+    def image_batch(self, fitted: Sequence[np.ndarray | Patches]) -> dict[str, np.ndarray]:
+        """The fields of a batch of what `fit` made of several images."""
+        stacked = self.stack(fitted)
         if isinstance(stacked, Patches):
             return {"image": stacked.patches, "image_shape": stacked.shape}
         return {"image": stacked}
@@ -231,41 +231,41 @@ class Encoder:
         return self.run("text", params, self.ids(texts))
 
     def regions(
-        self, params: Any, images: Sequence[Picture], boxes: Sequence[Any], how: str = "model"
+        self, params: Any, images: Sequence[ImageInput], boxes: Sequence[Any], how: str = "model"
     ) -> list[np.ndarray]:
-        """Boxes of pictures -> for each picture float32 [m, D], L2-normalised, in the order of its boxes.
+        """Boxes of images -> for each image float32 [m, D], L2-normalised, in the order of its boxes.
 
         Args:
           params: parameters of the model.
           images: as for `images`.
-          boxes: for each picture [m, 4], x1, y1, x2, y2 as fractions of the upright picture; m may be 0.
+          boxes: for each image [m, 4], x1, y1, x2, y2 as fractions of the upright image; m may be 0.
           how: "model": the model's region head; "roi_align": the image tokens in the box, averaged and projected, which
-            needs no training for regions; "crop": the box cut out and embedded as a picture of its own.
+            needs no training for regions; "crop": the box cut out and embedded as an image of its own.
 
         Raises:
-          UserError: a picture that cannot be read, a box that is none or of which the model sees nothing, or a model
+          UserError: an image that cannot be read, a box that is none or of which the model sees nothing, or a model
             without what `how` needs.
 
-        Cost: "model" and "roi_align" run the image tower once a picture (of up to 64 boxes), "crop" once a box.
+        Cost: "model" and "roi_align" run the image tower once an image (of up to 64 boxes), "crop" once a box.
         """
         return self._regions.embed(params, images, boxes, how)
 
     def visible(
-        self, images: Sequence[Picture], boxes: Sequence[Any], how: str = "model"
+        self, images: Sequence[ImageInput], boxes: Sequence[Any], how: str = "model"
     ) -> list[np.ndarray]:
-        """For each picture bool [m]: whether the model sees anything of a box; the others `regions` refuses."""
+        """For each image bool [m]: whether the model sees anything of a box; the others `regions` refuses."""
         return self._regions.visible(images, boxes, how)
 
     def ground(
-        self, params: Any, images: Sequence[Picture], texts: Sequence[Sequence[str]]
+        self, params: Any, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]
     ) -> list[np.ndarray]:
-        """Texts of pictures -> for each picture float32 [m, 4], where the model's box head says that its texts are.
+        """Texts of images -> for each image float32 [m, 4], where the model's box head says that its texts are.
 
-        Boxes are x1, y1, x2, y2 as fractions of the upright picture, clipped to it; an untrained model's corners may be
+        Boxes are x1, y1, x2, y2 as fractions of the upright image, clipped to it; an untrained model's corners may be
         in the wrong order.
 
         Raises:
-          UserError: a picture or text that cannot be used, or a model without a box head.
+          UserError: an image or text that cannot be used, or a model without a box head.
         """
         return self._regions.ground(params, images, texts)
 
@@ -277,39 +277,39 @@ class Encoder:
         """Raises a UserError where `ground` cannot work with this model."""
         self._regions.check_ground()
 
-    def pixels(self, image: Picture, place: int = 0) -> np.ndarray | Patches:
-        """One picture as the model sees it before normalisation, uint8 [size, size, 3], or patches for a NaFlex."""
+    def pixels(self, image: ImageInput, place: int = 0) -> np.ndarray | Patches:
+        """One image as the model sees it before normalisation, uint8 [size, size, 3], or patches for a NaFlex."""
         self._check("image")
         with self.naming(image, place):
-            return self.fit(self.picture(image))
+            return self.fit(self.upright(image))
 
     @contextlib.contextmanager
-    def naming(self, image: Picture, place: int) -> Iterator[None]:
-        """Within it, a picture that cannot be used is a PictureError that names it."""
+    def naming(self, image: ImageInput, place: int) -> Iterator[None]:
+        """Within it, an image that cannot be used is a ImageError that names it."""
         name = f"Image {str(image)!r}" if isinstance(image, str | Path) else f"Image {place}"
         try:
             yield
         except FileNotFoundError as error:
-            raise PictureError(f"{name} does not exist.", place, "it does not exist") from error
+            raise ImageError(f"{name} does not exist.", place, "it does not exist") from error
         except (BadRecord, OSError) as error:
-            raise PictureError(f"{name} cannot be used: {error}.", place, str(error)) from error
+            raise ImageError(f"{name} cannot be used: {error}.", place, str(error)) from error
 
-    def read(self, image: Picture) -> Image.Image | np.ndarray | bytes:
-        """The bytes of a path; other forms of a picture as they are."""
+    def read(self, image: ImageInput) -> Image.Image | np.ndarray | bytes:
+        """The bytes of a path; other forms of an image as they are."""
         return Path(image).read_bytes() if isinstance(image, str | Path) else image
 
-    def picture(self, image: Picture) -> Image.Image:
-        """A picture of any form, upright, mode RGB."""
+    def upright(self, image: ImageInput) -> Image.Image:
+        """An image of any form, upright, mode RGB."""
         return flatten(decode(self.read(image)))
 
-    def fit(self, picture: Image.Image) -> np.ndarray | Patches:
-        """What the model sees of a picture."""
+    def fit(self, upright: Image.Image) -> np.ndarray | Patches:
+        """What the model sees of an image."""
         if self._naflex:
             interpolation = self.preprocess["interpolation"]
             return Patches(
-                *naflex.patches(picture, self._image["patch"], self._max_patches, interpolation)
+                *naflex.patches(upright, self._image["patch"], self._max_patches, interpolation)
             )
-        return fit(picture, self._image["size"], **self.preprocess)
+        return fit(upright, self._image["size"], **self.preprocess)
 
     def ids(self, texts: Sequence[str], where: str = "") -> np.ndarray:
         """Token ids int32 [n, L] of texts; UserError names the first empty one, and `where` it is."""

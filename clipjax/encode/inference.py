@@ -1,11 +1,10 @@
-"""Use a trained model: pictures, texts and regions in, embeddings out."""
+"""Use a trained model: images, texts and regions in, embeddings out."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -15,14 +14,15 @@ from PIL import Image
 from clipjax import rules
 from clipjax.convert.formats import Options
 from clipjax.convert.orbax import place
+from clipjax.convert.shapes import abstract_params
 from clipjax.convert.source import open_source, resized
 from clipjax.convert.tokenizer_option import section
 from clipjax.data.tokenizers import Tokenizer
-from clipjax.encode.encoder import Encoder, Picture
+from clipjax.encode.encoder import Encoder, ImageInput
 from clipjax.errors import UserError
 from clipjax.imports import make_importable
-from clipjax.mesh import make_mesh, parameter_shardings
-from clipjax.models import boxed_params, example_batch, make_model
+from clipjax.mesh import make_mesh
+from clipjax.models import make_model
 
 
 class Model:
@@ -45,10 +45,10 @@ class Model:
         self.module, self.params, self.config, self.tokenizer = module, params, config, tokenizer
         self._encoder = Encoder(module, config, tokenizer, mesh, batch_size=64)
 
-    def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
+    def encode_image(self, images: Sequence[ImageInput]) -> np.ndarray:
         """Paths, PIL images, encoded bytes or uint8 arrays -> float32 [n, D], L2-normalised."""
         if isinstance(images, str | bytes | Path | Image.Image):
-            raise UserError("encode_image takes a list of pictures; write encode_image([picture]).")
+            raise UserError("encode_image takes a list of images; write encode_image([image]).")
         return self._encoder.images(self.params, images)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -58,34 +58,36 @@ class Model:
         return self._encoder.texts(self.params, texts)
 
     def encode_regions(
-        self, images: Sequence[Picture], boxes: Sequence[Any], how: str = "model"
+        self, images: Sequence[ImageInput], boxes: Sequence[Any], how: str = "model"
     ) -> list[np.ndarray]:
-        """Boxes of pictures -> for each picture float32 [m, D], L2-normalised; see `Encoder.regions`.
+        """Boxes of images -> for each image float32 [m, D], L2-normalised; see `Encoder.regions`.
 
         Args:
           images: as for `encode_image`.
-          boxes: for each picture [m, 4], x1, y1, x2, y2 as fractions of the upright picture.
+          boxes: for each image [m, 4], x1, y1, x2, y2 as fractions of the upright image.
           how: "model", "roi_align" or "crop".
         """
         if isinstance(images, str | bytes | Path | Image.Image):
-            raise UserError("encode_regions takes lists; write encode_regions([picture], [boxes]).")
+            raise UserError("encode_regions takes lists; write encode_regions([image], [boxes]).")
         return self._encoder.regions(self.params, images, boxes, how)
 
-    def ground(self, images: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Texts of pictures -> for each picture float32 [m, 4], their boxes; see `Encoder.ground`."""
+    def ground(
+        self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]
+    ) -> list[np.ndarray]:
+        """Texts of images -> for each image float32 [m, 4], their boxes; see `Encoder.ground`."""
         if isinstance(images, str | bytes | Path | Image.Image) or isinstance(texts, str):
-            raise UserError("ground takes lists; write ground([picture], [[text]]).")
+            raise UserError("ground takes lists; write ground([image], [[text]]).")
         return self._encoder.ground(self.params, images, texts)
 
     def encode_pixels(self, pixels_BxHxWx3: np.ndarray) -> np.ndarray:
         """Already normalised float32 pixels [n, size, size, 3] -> float32 [n, D], L2-normalised.
 
-        A NaFlex model takes pictures of any sides that its patch divides, all of the same here.
+        A NaFlex model takes images of any sides that its patch divides, all of the same here.
         """
         pixels = np.asarray(pixels_BxHxWx3)
         if pixels.dtype == np.uint8:
             raise UserError(
-                "encode_pixels takes normalised float32 pixels; give uint8 pictures to encode_image."
+                "encode_pixels takes normalised float32 pixels; give uint8 images to encode_image."
             )
         return self._encoder.run("image", self.params, pixels.astype(np.float32))
 
@@ -167,21 +169,12 @@ def load(
         config.model.dtype = dtype
     mesh = make_mesh() if mesh is None else mesh
     module = make_model(config.model)
-    wanted = rules.paths(abstract_params(module, config.model, mesh))
+    wanted = rules.paths(abstract_params(module, config, mesh))
     params = {
         name: place(tensor, wanted[name].sharding, wanted[name].dtype)
         for name, tensor in source.params.items()
     }
     return Model(module, rules.tree(params), config, source.tokenizer, mesh)
-
-
-def abstract_params(module: nn.Module, config: Mapping[str, Any], mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of a model's parameters."""
-    boxed = boxed_params(module, example_batch(config))
-    shardings = parameter_shardings(boxed, mesh)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
-    )
 
 
 def load_with_encoder(path: Any) -> tuple[Model, Encoder]:

@@ -1,4 +1,4 @@
-"""Regions of pictures: boxes in, embeddings out; texts in, boxes out. See docs/regions.md."""
+"""Regions of images: boxes in, embeddings out; texts in, boxes out. See docs/regions.md."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 HOWS = ("model", "roi_align", "crop")
 
-# Boxes or texts of one row; each of these shapes compiles once. A picture with more of them has several rows.
+# Boxes or texts of one row; each of these shapes compiles once. An image with more of them has several rows.
 SLOTS = (4, 16, 64)
 # A box may be so far outside of [0, 1] by rounding.
 SLACK = 1e-3
-# Pictures that are decoded and cut at a time.
+# Images that are decoded and cut at a time.
 CUTTING = 64
 
 
 class RegionPrograms:
-    """Embeds boxes of pictures, and finds boxes of texts, with the model of an `Encoder`.
+    """Embeds boxes of images, and finds boxes of texts, with the model of an `Encoder`.
 
     Args:
-      encoder: reads pictures and texts, and runs programs over the mesh.
+      encoder: reads images and texts, and runs programs over the mesh.
       model: its module.
       config: the run's config: `model` and `preprocess` are read.
     """
@@ -67,7 +67,7 @@ class RegionPrograms:
             )
         if how == "roi_align" and self._naflex:
             raise UserError(
-                "RoI-Align needs square pictures, and a NaFlex model has others; embed regions with how='crop'."
+                "RoI-Align needs square images, and a NaFlex model has others; embed regions with how='crop'."
             )
 
     def check_ground(self) -> None:
@@ -94,7 +94,7 @@ class RegionPrograms:
             found_Mx4, visible_M = frame.boxes(boxes_Mx4)
             for number in np.flatnonzero(visible_M == 0):
                 raise UserError(
-                    f"Box {number} of image {place} lies outside of what the model sees of the picture "
+                    f"Box {number} of image {place} lies outside of what the model sees of the image "
                     f"(preprocess.resize is {self._fitting['resize']!r}); leave it out, or use how='crop'."
                 )
             framed.append(found_Mx4)
@@ -144,12 +144,12 @@ class RegionPrograms:
         return self._config["image"].get("positions") == "naflex"
 
     def _fits(self, size: tuple[int, int]) -> bool:
-        """Whether the model takes a picture of this (width, height)."""
+        """Whether the model takes an image of this (width, height)."""
         settings = {k: v for k, v in self._fitting.items() if k != "interpolation"}
         return self._naflex or fits(size, self._config["image"]["size"], **settings)
 
     def _frame(self, size: tuple[int, int]) -> Geometry:
-        """From an upright picture of (width, height) to the model's input frame."""
+        """From an upright image of (width, height) to the model's input frame."""
         if self._naflex:
             return WHOLE
         crop_fraction = self._fitting.get("crop_fraction", 1.0)
@@ -158,12 +158,12 @@ class RegionPrograms:
         )
 
     def _frames(self, images: Sequence[Any]) -> tuple[list[Any], list[Geometry]]:
-        """Each picture as the model sees it, and where its points went."""
+        """Each image as the model sees it, and where its points went."""
 
         def prepare(image: Any, place: int) -> tuple[Any, Geometry]:
             with self._encoder.naming(image, place):
-                picture = self._encoder.picture(image)
-                return self._encoder.fit(picture), self._frame(picture.size)
+                upright = self._encoder.upright(image)
+                return self._encoder.fit(upright), self._frame(upright.size)
 
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(prepare, images, range(len(images))))
@@ -178,12 +178,12 @@ class RegionPrograms:
         prompts: Sequence[np.ndarray],
         width: int,
     ) -> list[np.ndarray]:
-        """Runs the model over pictures with any number of prompts each, the image tower once for up to 64 of a picture.
+        """Runs the model over images with any number of prompts each, the image tower once for up to 64 of an image.
 
         Args:
           how: which program.
           params: parameters of the model.
-          pixels: n pictures as `Encoder.fit` makes them.
+          pixels: n images as `Encoder.fit` makes them.
           field: of the batch, in which the prompts are.
           prompts: n arrays [m, ...].
           width: numbers that the program makes of a prompt.
@@ -193,22 +193,22 @@ class RegionPrograms:
         """
         results = [np.zeros((len(some), width), np.float32) for some in prompts]
         rows: dict[int, list[tuple[int, int, int]]] = {slots: [] for slots in SLOTS}
-        for picture, some in enumerate(prompts):
+        for owner, some in enumerate(prompts):
             for start in range(0, len(some), SLOTS[-1]):
                 count = min(SLOTS[-1], len(some) - start)
                 slots = next(s for s in SLOTS if s >= count)
-                rows[slots].append((picture, start, count))
+                rows[slots].append((owner, start, count))
         for slots, places in rows.items():
             if not places:
                 continue
-            parts = [prompts[picture][start : start + count] for picture, start, count in places]
-            batch = self._encoder.image_batch([pixels[picture] for picture, *_ in places])
+            parts = [prompts[owner][start : start + count] for owner, start, count in places]
+            batch = self._encoder.image_batch([pixels[owner] for owner, *_ in places])
             batch[field] = np.stack([_pad(part, slots) for part in parts])
             # As many prompts at a time in rows of any length.
             size = self._encoder.whole(self._encoder.batch_size * SLOTS[0] // slots)
             found = self._encoder.apply(self._program(how), params, batch, size)
-            for (picture, start, count), row in zip(places, found, strict=True):
-                results[picture][start : start + count] = row[:count]
+            for (owner, start, count), row in zip(places, found, strict=True):
+                results[owner][start : start + count] = row[:count]
         return results
 
     def _program(self, how: str) -> Callable[..., jax.Array]:
@@ -226,17 +226,17 @@ class RegionPrograms:
     def _crops(
         self, params: Any, images: Sequence[Any], boxes: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        """Each box as a picture of its own."""
+        """Each box as an image of its own."""
         encoder = self._encoder
 
         def cut(image: Any, place: int) -> list[Any]:
             with encoder.naming(image, place):
-                picture = encoder.picture(image)
-            cut = [picture.crop(box) for box in _pixels(boxes[place], picture.size)]
+                upright = encoder.upright(image)
+            cut = [upright.crop(box) for box in _pixels(boxes[place], upright.size)]
             for number, crop in enumerate(cut):
                 if not self._fits(crop.size):
                     raise UserError(
-                        f"Box {number} of image {place} is too long and thin to be a picture of its own; leave it out."
+                        f"Box {number} of image {place} is too long and thin to be an image of its own; leave it out."
                     )
             return [encoder.fit(crop) for crop in cut]
 
@@ -281,7 +281,7 @@ def _check_array(array: Any, place: int) -> np.ndarray:
     beyond_M = np.abs(boxes_Mx4 - inside_Mx4).max(axis=1) > SLACK
     empty_M = (inside_Mx4[:, 2:] <= inside_Mx4[:, :2]).any(axis=1)
     for bad_M, what in (
-        (beyond_M, "is not in [0, 1]; divide pixels by the upright picture's width and height"),
+        (beyond_M, "is not in [0, 1]; divide pixels by the upright image's width and height"),
         (empty_M, "has no area; a box is x1, y1, x2, y2 with x1 < x2 and y1 < y2"),
     ):
         for number in np.flatnonzero(bad_M):

@@ -55,7 +55,7 @@ class Classes:
         """Which classes labels mean, int64 [N].
 
         Args:
-            labels: of N pictures or regions.
+            labels: of N images or regions.
             records: index of the record that each is of, for errors.
             names: of all classes, as `names` gives them.
 

@@ -1,4 +1,4 @@
-"""What evaluators share in reading records: pictures, texts, and embedding them in chunks."""
+"""What evaluators share in reading records: images, texts, and embedding them in chunks."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from clipjax.data.bad import BadRecord
-from clipjax.errors import PictureError, UserError
+from clipjax.errors import ImageError, UserError
 
 
 class Encoder(Protocol):
-    """Turns pictures and texts into embeddings; the evaluators need nothing else of a model."""
+    """Turns images and texts into embeddings; the evaluators need nothing else of a model."""
 
     def images(self, params: Any, images: Sequence[Any]) -> np.ndarray:
         """Float32 [n, D], L2-normalised; `images` are encoded bytes or uint8 arrays."""
@@ -39,23 +39,23 @@ def field_of(record: dict[str, Any], field: str, where: str) -> Any:
 
 @contextlib.contextmanager
 def naming_records(name: str, records: Sequence[int]) -> Iterator[None]:
-    """Within it, a picture that cannot be used is named by the record of evaluator `name` that has it.
+    """Within it, an image that cannot be used is named by the record of evaluator `name` that has it.
 
     Args:
         name: of the evaluator.
-        records: index of the record of each picture that the encoder is given.
+        records: index of the record of each image that the encoder is given.
     """
     try:
         yield
-    except PictureError as error:
+    except ImageError as error:
         record = records[error.place]
         raise UserError(
-            f"The picture of record {record} of evaluator {name!r} cannot be used: {error.reason}."
+            f"The image of record {record} of evaluator {name!r} cannot be used: {error.reason}."
         ) from error
 
 
-def pictures_of(record: dict[str, Any]) -> list[Any]:
-    """All pictures of a record: one, or every candidate of a list (training draws one of them)."""
+def images_of(record: dict[str, Any]) -> list[Any]:
+    """All images of a record: one, or every candidate of a list (training draws one of them)."""
     image = record.get("image")
     return list(image) if isinstance(image, (list, tuple)) else [image]
 
@@ -85,30 +85,30 @@ def embed_records(
     chunk: int,
     name: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeds every picture of every record in one pass over the source.
+    """Embeds every image of every record in one pass over the source.
 
     Args:
         encoder: the encoder.
         params: parameters of the model.
         source: records.
         visit: called once for each record, with its index, as it goes by.
-        chunk: pictures handed to the encoder at once; only those are in memory.
+        chunk: images handed to the encoder at once; only those are in memory.
         name: of the evaluator, for errors.
 
     Returns:
         float32 embeddings [P, D] and int64 record indices [P].
 
     Raises:
-        UserError: a record, or one of its pictures, cannot be used.
+        UserError: a record, or one of its images, cannot be used.
     """
     embeddings: list[np.ndarray] = []
     owners: list[int] = []
     waiting: list[Any] = []
 
-    def embed(pictures: list[Any]) -> None:
+    def embed(images: list[Any]) -> None:
         start = len(owners) - len(waiting)
-        with naming_records(name, owners[start : start + len(pictures)]):
-            embeddings.append(encoder.images(params, pictures))
+        with naming_records(name, owners[start : start + len(images)]):
+            embeddings.append(encoder.images(params, images))
 
     for index in range(len(source)):
         try:
@@ -118,9 +118,9 @@ def embed_records(
                 f"Record {index} of evaluator {name!r} cannot be used: {error}."
             ) from error
         visit(index, record)
-        pictures = pictures_of(record)
-        owners += [index] * len(pictures)
-        waiting += pictures
+        images = images_of(record)
+        owners += [index] * len(images)
+        waiting += images
         while len(waiting) >= chunk:
             embed(waiting[:chunk])
             del waiting[:chunk]

@@ -1,4 +1,4 @@
-"""Retrieval between pictures and texts, both ways, with many captions per picture."""
+"""Retrieval between images and texts, both ways, with many captions per image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from clipjax.evals.records import (
     check_source,
     embed_records,
     embed_texts,
-    pictures_of,
+    images_of,
     texts_of,
 )
 from clipjax.evals.templates import fill, load_templates, text_hash
 from clipjax.log.pages.galleries import Gallery, Query
-from clipjax.log.pages.pictures import Answer
+from clipjax.log.pages.images import Answer
 
-_TITLES = {"text_to_image": "pictures for a text", "image_to_text": "texts for a picture"}
+_TITLES = {"text_to_image": "images for a text", "image_to_text": "texts for an image"}
 
 
 @dataclass(frozen=True)
 class Hit:
     """One of the best answers to a query.
 
-    `record` and `picture` say which picture of which record it is (for a text: of a record that has
-    that text), `text` is the text, or the first text of the picture's record.
+    `record` and `image` say which image of which record it is (for a text: of a record that has
+    that text), `text` is the text, or the first text of the image's record.
     """
 
     record: int
-    picture: int
+    image: int
     text: str
     score: float
     right: bool
@@ -44,15 +44,15 @@ class Example:
     Attributes:
         direction: `text_to_image` or `image_to_text`.
         record: the query's record (for a text: the first that has it).
-        picture: which picture of that record.
-        text: the query text, or the first text of the query picture's record.
+        image: which image of that record.
+        text: the query text, or the first text of the query image's record.
         hits: the best answers.
         rank: 1-based rank of the best right answer among all; where scores tie, the worst case.
     """
 
     direction: str
     record: int
-    picture: int
+    image: int
     text: str
     hits: tuple[Hit, ...]
     rank: int
@@ -61,17 +61,17 @@ class Example:
 @dataclass(frozen=True)
 class _Embedded:
     image_PxD: np.ndarray
-    record_P: np.ndarray  # record of each picture
+    record_P: np.ndarray  # record of each image
     text_TxD: np.ndarray
     texts: list[str]
-    texts_of_picture: list[list[int]]  # right texts of each picture
-    pictures_of_text: list[list[int]]  # right pictures of each text
+    texts_of_image: list[list[int]]  # right texts of each image
+    images_of_text: list[list[int]]  # right images of each text
 
 
 class Retrieval:
     """Image-to-text and text-to-image recall at 1, 5 and 10.
 
-    All texts of a record are right for all its pictures. A text that several records share is one
+    All texts of a record are right for all its images. A text that several records share is one
     gallery entry that is right for all of them (`merge_duplicates`); with False each occurrence is
     an entry of its own with one right record, as the usual COCO protocol counts (its duplicates are
     misses).
@@ -83,7 +83,7 @@ class Retrieval:
         text_fields: field or fields whose texts are used: `text`, `name`, `keywords`, ...
         template: what a text is put into before it is embedded.
         merge_duplicates: whether equal texts of different records are one entry.
-        chunk: pictures or texts given to the encoder at once.
+        chunk: images or texts given to the encoder at once.
 
     Attributes:
         name: as given.
@@ -117,34 +117,34 @@ class Retrieval:
     def run(self, params: Any) -> dict[str, float]:
         """Returns `image_to_text/R@k` and `text_to_image/R@k`, in [0, 1]."""
         e = self._embed(params)
-        pictures, texts = len(e.image_PxD), len(e.texts)
-        to_text = metrics.retrieval_recall(e.image_PxD, e.text_TxD, e.texts_of_picture, self.KS)
-        to_image = metrics.retrieval_recall(e.text_TxD, e.image_PxD, e.pictures_of_text, self.KS)
+        images, texts = len(e.image_PxD), len(e.texts)
+        to_text = metrics.retrieval_recall(e.image_PxD, e.text_TxD, e.texts_of_image, self.KS)
+        to_image = metrics.retrieval_recall(e.text_TxD, e.image_PxD, e.images_of_text, self.KS)
         self.protocol = {
             "kind": "retrieval",
             "records": len(self.source),
-            "pictures": pictures,
+            "images": images,
             "texts": texts,
             "texts_sha256": text_hash(e.texts),
             "text_fields": list(self._fields),
             "template": self._template,
             "merge_duplicates": self._merge,
             "chance": _both_ways(
-                metrics.chance_recall(e.texts_of_picture, pictures, texts, self.KS),
-                metrics.chance_recall(e.pictures_of_text, texts, pictures, self.KS),
+                metrics.chance_recall(e.texts_of_image, images, texts, self.KS),
+                metrics.chance_recall(e.images_of_text, texts, images, self.KS),
             ),
         }
         return _both_ways(to_text, to_image)
 
     def galleries(self, params: Any, n: int = 8) -> list[Gallery]:
-        """For a report: `examples` by text, and by picture."""
+        """For a report: `examples` by text, and by image."""
         by_direction: dict[str, list[Query]] = {"text_to_image": [], "image_to_text": []}
         for example in self.examples(params, n):
             answers = [
-                Answer(hit.text, hit.score, hit.right, self.picture(hit.record, hit.picture))
+                Answer(hit.text, hit.score, hit.right, self.image(hit.record, hit.image))
                 for hit in example.hits
             ]
-            image = self.picture(example.record, example.picture)
+            image = self.image(example.record, example.image)
             query = Query(example.text, image, answers, example.rank)
             by_direction[example.direction].append(query)
         note = "Queries are evenly spaced through the set, not chosen. Numbers are cosine similarities."
@@ -154,7 +154,7 @@ class Retrieval:
         ]
 
     def examples(self, params: Any, n: int = 8, *, answers: int = 5) -> list[Example]:
-        """What a report shows: n queries by text, then n by picture, evenly spaced, not chosen.
+        """What a report shows: n queries by text, then n by image, evenly spaced, not chosen.
 
         Args:
             params: parameters of the model.
@@ -162,43 +162,43 @@ class Retrieval:
             answers: best answers to keep.
         """
         e = self._embed(params)
-        first_picture = np.searchsorted(e.record_P, np.arange(len(self.source)))
+        first_image = np.searchsorted(e.record_P, np.arange(len(self.source)))
 
-        def place(picture: int) -> tuple[int, int]:
-            record = int(e.record_P[picture])
-            return record, int(picture - first_picture[record])
+        def place(image: int) -> tuple[int, int]:
+            record = int(e.record_P[image])
+            return record, int(image - first_image[record])
 
-        def first_text(picture: int) -> str:
-            return e.texts[e.texts_of_picture[picture][0]]
+        def first_text(image: int) -> str:
+            return e.texts[e.texts_of_image[image][0]]
 
         examples = []
         for text in _spread(len(e.texts), n):
             best, scores, rank = _answers(
-                e.text_TxD[text], e.image_PxD, e.pictures_of_text[text], answers
+                e.text_TxD[text], e.image_PxD, e.images_of_text[text], answers
             )
-            right = set(e.pictures_of_text[text])
+            right = set(e.images_of_text[text])
             hits = tuple(
                 Hit(*place(p), first_text(p), s, p in right)
                 for p, s in zip(best, scores, strict=True)
             )
-            query = place(e.pictures_of_text[text][0])
+            query = place(e.images_of_text[text][0])
             examples.append(Example("text_to_image", *query, e.texts[text], hits, rank))
-        for picture in _spread(len(e.image_PxD), n):
+        for image in _spread(len(e.image_PxD), n):
             best, scores, rank = _answers(
-                e.image_PxD[picture], e.text_TxD, e.texts_of_picture[picture], answers
+                e.image_PxD[image], e.text_TxD, e.texts_of_image[image], answers
             )
-            right = set(e.texts_of_picture[picture])
+            right = set(e.texts_of_image[image])
             hits = tuple(
-                Hit(*place(e.pictures_of_text[t][0]), e.texts[t], s, t in right)
+                Hit(*place(e.images_of_text[t][0]), e.texts[t], s, t in right)
                 for t, s in zip(best, scores, strict=True)
             )
-            query = place(picture)
-            examples.append(Example("image_to_text", *query, first_text(picture), hits, rank))
+            query = place(image)
+            examples.append(Example("image_to_text", *query, first_text(image), hits, rank))
         return examples
 
-    def picture(self, record: int, picture: int) -> Any:
-        """The raw picture (encoded bytes or uint8 array) that an `Example` or `Hit` names."""
-        return pictures_of(self.source[record])[picture]
+    def image(self, record: int, image: int) -> Any:
+        """The raw image (encoded bytes or uint8 array) that an `Example` or `Hit` names."""
+        return images_of(self.source[record])[image]
 
     def _texts(self, index: int, record: dict[str, Any]) -> list[str]:
         return texts_of(record, self._fields, f"Record {index} of evaluator {self.name!r}")
@@ -223,12 +223,12 @@ class Retrieval:
         )
         prompts = [fill(self._template, text) for text in texts]
         text_TxD = embed_texts(self._encoder, params, prompts, self._chunk)
-        pictures_of_text: list[list[int]] = [[] for _ in texts]
-        for picture, record in enumerate(record_P):
+        images_of_text: list[list[int]] = [[] for _ in texts]
+        for image, record in enumerate(record_P):
             for text in texts_of_record[record]:
-                pictures_of_text[text].append(picture)
-        texts_of_picture = [texts_of_record[record] for record in record_P]
-        return _Embedded(image_PxD, record_P, text_TxD, texts, texts_of_picture, pictures_of_text)
+                images_of_text[text].append(image)
+        texts_of_image = [texts_of_record[record] for record in record_P]
+        return _Embedded(image_PxD, record_P, text_TxD, texts, texts_of_image, images_of_text)
 
 
 def _answers(query_D, gallery_MxD, right: list[int], k: int) -> tuple[list[int], list[float], int]:

@@ -11,9 +11,9 @@ from clipjax.evals.records import Encoder, check_source, embed_records, field_of
 
 
 class ZeroShot:
-    """Zero-shot accuracy of pictures against classes that are given by name.
+    """Zero-shot accuracy of images against classes that are given by name.
 
-    Every picture of a record counts. `clipjax.evals.classes` has the classifier.
+    Every image of a record counts. `clipjax.evals.classes` has the classifier.
 
     Args:
         name: the evaluator's name, which prefixes its metrics.
@@ -21,7 +21,7 @@ class ZeroShot:
         encoder: the model's encoder.
         classes, templates: names of the classes and what they are put into, see `Classes`.
         label_field: which field of a record holds its label (`label`, `category`, ...).
-        chunk: pictures or prompts given to the encoder at once.
+        chunk: images or prompts given to the encoder at once.
 
     Attributes:
         name: as given.
@@ -67,7 +67,7 @@ class ZeroShot:
         self.protocol = {
             "kind": "zero_shot",
             "records": len(self._source),
-            "pictures": len(image_PxD),
+            "images": len(image_PxD),
             "classes_occurring": len(np.unique(labels_P)),
             **self._classes.protocol(names),
             "label_field": self._label_field,

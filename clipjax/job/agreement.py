@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clipjax.errors import SharedError, UserError
-from clipjax.job.distributed import first
+from clipjax.job.distributed import is_primary
 from clipjax.mesh import batch_sharding, replicated
 
 
@@ -52,19 +52,19 @@ def check_same(what: str, parts: Mapping[str, str]) -> None:
         )
 
 
-def from_first(number: int) -> int:
+def from_primary(number: int) -> int:
     """The number that process 0 has."""
     return int(gather(np.array([number], np.int64))[0, 0])
 
 
-def by_first(action: Callable[[], None]) -> None:
+def on_primary(action: Callable[[], None]) -> None:
     """Does something in process 0 only; the others wait for it, and all fail if it fails there.
 
     Raises:
       SharedError: what process 0 raised.
     """
     error = None
-    if first():
+    if is_primary():
         try:
             action()
         except UserError as found:

@@ -154,7 +154,7 @@ def _check_gpus(environment: Mapping[str, str]) -> None:
         )
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this is the process that writes and speaks for all: process 0, or the only one."""
     return jax.process_index() == 0
 
@@ -189,7 +189,7 @@ def barrier(name: str, seconds: float) -> None:
         ) from error
 
 
-def tell(text: str) -> None:
+def notify(text: str) -> None:
     """Prints one line on standard error that says which process speaks."""
     sys.stdout.flush()
     who = ""

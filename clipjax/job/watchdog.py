@@ -21,7 +21,7 @@ import jax
 
 from clipjax import checkpoint
 from clipjax.errors import SharedError, TryAgainError, UserError
-from clipjax.job.distributed import TRY_AGAIN, first, first_line, tell
+from clipjax.job.distributed import TRY_AGAIN, first_line, is_primary, notify
 from clipjax.job.signals import Stopped
 
 # Process 0 leaves last: the loss of its coordination service would abort the others before they can speak.
@@ -94,7 +94,7 @@ class Watchdog:
             60, exit=True, file=sys.__stderr__
         )  # the disk may be what hangs
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-        tell(
+        notify(
             f"No step has finished for {seconds:g} s ({what}), so this process stops; the stacks of its threads stand "
             f"above and in {self._file}. Start the same command again to go on from the last checkpoint; "
             "config.run.step_timeout and config.run.pause_timeout are how long it waits."
@@ -143,7 +143,7 @@ def _leave(error: BaseException, workdir: Path) -> None:
     else:
         traceback.print_exception(error)
         status, text = 1, "This process failed, and with it the job; the error stands above."
-    tell(text)
+    notify(text)
     with contextlib.suppress(RuntimeError):  # no devices
-        time.sleep(_LINGER if first() else 0)
+        time.sleep(_LINGER if is_primary() else 0)
     os._exit(status)

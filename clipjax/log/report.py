@@ -1,4 +1,4 @@
-"""The picture report of a run: one HTML file that needs nothing else."""
+"""The image report of a run: one HTML file that needs nothing else."""
 
 import json
 import math
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clipjax.errors import UserError
+from clipjax.log.pages.images import escaped
 from clipjax.log.pages.numbers import short_number
-from clipjax.log.pages.pictures import escaped
 from clipjax.log.writers import read_jsonl, read_results, replace_file
 
 _TITLES = {
@@ -206,7 +206,7 @@ def _table(columns: list[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
             cells += f"<td>{'–' if value is None else escaped(_number(column, value)) + below}</td>"
         size = [
             f"{protocol[k]:,} {k}"
-            for k in ("pictures", "regions", "texts", "pairs", "classes")
+            for k in ("images", "regions", "texts", "pairs", "classes")
             if k in protocol
         ]
         body += (

@@ -18,7 +18,7 @@ from clipjax.checkpoint import due
 from clipjax.cost import hardware
 from clipjax.errors import SharedError
 from clipjax.job.agreement import Share, Tally, gather
-from clipjax.job.distributed import barrier, first
+from clipjax.job.distributed import barrier, is_primary
 from clipjax.log.console import ConsoleWriter
 from clipjax.log.profiling import Clock
 from clipjax.log.writers import (
@@ -71,7 +71,7 @@ class RunLog:
         self._held: Dispatched | None = None
         resume = {"resume_samples": samples}
         self._console = ConsoleWriter(config.total_samples, start_samples=samples)
-        self._first = first()
+        self._first = is_primary()
         writers = []
         if self._first:
             writers += [JsonlWriter(workdir / "metrics.jsonl", **resume), self._console]
@@ -193,7 +193,7 @@ class SampleIds:
 
     def __init__(self, folder: Path, last_step: int, share: Share):
         folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob("*.jsonl") if first() else ():
+        for file in folder.glob("*.jsonl") if is_primary() else ():
             lines = file.read_bytes().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith(b"\n")]
             replace_file(file, [line for line in whole if json.loads(line)["step"] <= last_step])

@@ -20,16 +20,25 @@ form, is one sentence that names `module:function`, before the run starts. A los
 `batch["sample_seed"]` (uint32 [B]), so that it does not depend on the mesh.
 """
 
+from clipjax.losses.distill import similarity_distill
 from clipjax.losses.regions.contrastive import region_contrastive
 from clipjax.losses.regions.grounding import grounding
 from clipjax.losses.sigmoid import sigmoid_contrastive
 from clipjax.losses.softmax import softmax_contrastive
 
-__all__ = ["KINDS", "grounding", "region_contrastive", "sigmoid_contrastive", "softmax_contrastive"]
+__all__ = [
+    "KINDS",
+    "grounding",
+    "region_contrastive",
+    "sigmoid_contrastive",
+    "similarity_distill",
+    "softmax_contrastive",
+]
 
 KINDS = {
     "softmax": "clipjax.losses.softmax:softmax",
     "sigmoid": "clipjax.losses.sigmoid:sigmoid",
+    "similarity_distill": "clipjax.losses.distill:distill_similarities",
     "region_softmax": "clipjax.losses.regions.contrastive:region_softmax",
     "grounding": "clipjax.losses.regions.grounding:region_grounding",
 }

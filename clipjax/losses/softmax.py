@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import xlogy
 from jax.sharding import Mesh
 
 from clipjax.losses import inputs
@@ -271,8 +272,24 @@ def teacher_targets(
     )
     row_lse, column_lse = (scale * found["max"] + found["log_sum_exp"] for found in sides)
     share_R = jnp.broadcast_to(jnp.asarray(own_share, jnp.float32), row_lse.shape)
-    constants = (scale * image_RxK, text_CxK, row_lse, column_lse, share_R)
+    own_R = jnp.sum(image_RxK * text_CxK, axis=-1)
+    entropies = (_mixed_entropy(found, scale, own_R, share_R) for found in sides)
+    constants = (scale * image_RxK, text_CxK, row_lse, column_lse, share_R, *entropies)
     return Teacher(*jax.lax.stop_gradient(constants))
+
+
+def _mixed_entropy(
+    found: Statistics, scale: jax.Array, own_R: jax.Array, share_R: jax.Array
+) -> jax.Array:
+    """Entropy of share * one-hot + (1 - share) * p, from the statistics of p and each row's own similarity."""
+    left_R = 1.0 - share_R
+    log_own_R = scale * (own_R - found["max"]) - found["log_sum_exp"]
+    own_R = jnp.exp(log_own_R)
+    # The sum of p log p over all pairs, then over the others.
+    all_R = scale * found["offset"] - found["log_sum_exp"]
+    others_R = left_R * (all_R - own_R * log_own_R) + (1.0 - own_R) * xlogy(left_R, left_R)
+    mixed_R = share_R + left_R * own_R
+    return -xlogy(mixed_R, mixed_R) - others_R
 
 
 def softmax(

@@ -64,10 +64,10 @@ class Targets:
 
 @flax.struct.dataclass
 class SameId(Targets):
-    """A pair is positive if image and text carry the same number: several captions of a picture, duplicates, classes.
+    """A pair is positive if image and text carry the same number: several captions of an image, duplicates, classes.
 
     Attributes:
-      image_id_R: int32; a negative number marks a picture without any match.
+      image_id_R: int32; a negative number marks an image without any match.
       text_id_C: int32.
     """
 
@@ -134,7 +134,8 @@ class Teacher(Targets):
     Attributes:
       image_RxK, text_CxK: the teacher's embeddings, its scale multiplied into the images'.
       row_lse_R, column_lse_C: log-sums of its logits.
-      own_share_R: the share of the one-hot part.
+      own_share_R: the share of the one-hot part, of a row and of the column that belongs to it.
+      row_entropy_R, column_entropy_C: entropies of the targets, in nats: cross-entropy less entropy is the divergence.
     """
 
     hard: ClassVar[bool] = False
@@ -144,6 +145,8 @@ class Teacher(Targets):
     row_lse_R: jax.Array
     column_lse_C: jax.Array
     own_share_R: jax.Array
+    row_entropy_R: jax.Array
+    column_entropy_C: jax.Array
 
     def rows(self) -> dict[str, jax.Array]:
         number_R = jnp.arange(self.row_lse_R.size, dtype=jnp.int32)
@@ -156,7 +159,12 @@ class Teacher(Targets):
 
     def columns(self) -> dict[str, jax.Array]:
         number_C = jnp.arange(self.column_lse_C.size, dtype=jnp.int32)
-        return {"teacher": self.text_CxK, "lse": self.column_lse_C, "number": number_C}
+        return {
+            "teacher": self.text_CxK,
+            "lse": self.column_lse_C,
+            "share": self.own_share_R,
+            "number": number_C,
+        }
 
     @staticmethod
     def tile(rows: Info, columns: Info) -> tuple[jax.Array, jax.Array]:
@@ -164,11 +172,9 @@ class Teacher(Targets):
             rows["teacher"], columns["teacher"].T, precision=jax.lax.Precision.HIGHEST
         )
         own_rxc = rows["number"][:, None] == columns["number"]
-        share_rx1 = rows["share"][:, None]
 
-        def mix(lse: Any) -> jax.Array:
-            return jnp.where(own_rxc, share_rx1, 0.0) + (1.0 - share_rx1) * jnp.exp(
-                logits_rxc - lse
-            )
+        def mix(share: Any, lse: Any) -> jax.Array:
+            return jnp.where(own_rxc, share, 0.0) + (1.0 - share) * jnp.exp(logits_rxc - lse)
 
-        return mix(rows["lse"][:, None]), mix(columns["lse"])
+        of_row = mix(rows["share"][:, None], rows["lse"][:, None])
+        return of_row, mix(columns["share"], columns["lse"])

@@ -32,7 +32,7 @@ class DualEncoder(nn.Module):
       text_projection: kind of `Projection`.
       init_scale: initial logit scale (exponentiated); the parameter holds its logarithm.
       init_bias: initial logit bias; None: no bias (softmax loss).
-      mean, std: channel statistics of pictures in [0, 1], for uint8 input.
+      mean, std: channel statistics of images in [0, 1], for uint8 input.
     """
 
     image: nn.Module
@@ -85,7 +85,7 @@ class DualEncoder(nn.Module):
         return outputs
 
     def pool_regions(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Regions of a model that was not trained for them: its tokens in a box, averaged, as if they were a picture.
+        """Regions of a model that was not trained for them: its tokens in a box, averaged, as if they were an image.
 
         Args:
           batch: `image`, and `boxes` [B,M,4].
@@ -95,7 +95,7 @@ class DualEncoder(nn.Module):
           behind it), the image projection has not seen such vectors.
 
         Raises:
-          UserError: the tower's tokens are no square grid, or not as wide as what it pools (a ResNet's).
+          UserError: the tower's tokens are not a square grid, or not as wide as what it pools (a ResNet's).
         """
         whole, tokens = image_features(self.image, batch, None, self.mean, self.std)
         grid = square_grid(self.image, tokens.shape[1])

@@ -146,9 +146,9 @@ class EfficientNetLite0(nn.Module):
     trained at 224×224. `stages`, `stem_width` and `head_width` are there for small test towers.
 
     Attributes:
-        size: side of the pictures that the pipeline makes; the tower itself takes any.
+        size: side of the images that the pipeline makes; the tower itself takes any.
         chunk: if set, images pass in groups of gcd(B, chunk), one after the other, so that a
-            group's activations stay in the CPU's caches: 4 makes 128 px pictures about 1.5 times
+            group's activations stay in the CPU's caches: 4 makes 128 px images about 1.5 times
             as fast. Leave it unset where the batch is split over devices.
         dtype: of the convolutions; the outputs are float32.
         param_dtype: every tower takes it; the parameters of this one are always float32.

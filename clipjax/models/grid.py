@@ -1,4 +1,4 @@
-"""Where an image tower's tokens lie in the picture."""
+"""Where an image tower's tokens lie in the image."""
 
 import math
 
@@ -6,7 +6,7 @@ from flax import linen as nn
 
 # What is said where `square_grid` finds none.
 SQUARE = (
-    "the tokens of a square grid of patches; it goes with square pictures, without model.image.patch_dropout, "
+    "the tokens of a square grid of patches; it goes with square images, without model.image.patch_dropout, "
     "positions='naflex' or pool='attention'."
 )
 
@@ -14,7 +14,7 @@ SQUARE = (
 def square_grid(tower: nn.Module, tokens: int, train: bool = False) -> int | None:
     """Patches on a side of the square grid that a tower's tokens are, row by row; None where they are none.
 
-    Their number alone does not tell: patch dropout may leave a square number of a grid's patches, a wide picture may
+    Their number alone does not tell: patch dropout may leave a square number of a grid's patches, a wide image may
     have as many, and queries have no place.
 
     Args:

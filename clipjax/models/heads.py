@@ -27,7 +27,7 @@ def normalise_pixels(image: jax.Array, mean: Sequence[float], std: Sequence[floa
     """uint8 -> (x / 255 - mean) / std in float32; what is not uint8 passes unchanged.
 
     Args:
-      image: pictures [B, H, W, 3], or flattened patches [B, N, 3pp] in the order row, column, channel.
+      image: images [B, H, W, 3], or flattened patches [B, N, 3pp] in the order row, column, channel.
       mean: of the three channels.
       std: of the three channels.
     """
@@ -127,9 +127,11 @@ def image_outputs(
     std: Sequence[float],
     **options: Any,
 ) -> dict[str, jax.Array]:
-    """`image_embedding` and `image_tokens`, as `image_features`; with `taps` also `image_hidden` and the like."""
+    """`image_embedding`, `image_embedding_raw` and `image_tokens`; with `taps` also `image_hidden` and the like."""
     pooled, tokens, *found = image_features(tower, batch, sample_seed, mean, std, **options)
-    outputs = {"image_embedding": l2_normalise(head(pooled)), "image_tokens": tokens}
+    raw = head(pooled).astype(jnp.float32)
+    outputs = {"image_embedding": l2_normalise(raw), "image_embedding_raw": raw}
+    outputs["image_tokens"] = tokens
     return outputs | {f"image_{k}": x for taps in found for k, x in taps.items()}
 
 
@@ -183,9 +185,11 @@ def text_outputs(
     sample_seed: jax.Array | None,
     **options: Any,
 ) -> dict[str, jax.Array]:
-    """`text_embedding` and `text_tokens`, as `text_features`; with `taps` also `text_hidden` and the like."""
+    """`text_embedding`, `text_embedding_raw` and `text_tokens`; with `taps` also `text_hidden` and the like."""
     pooled, tokens, *found = text_features(tower, batch, sample_seed, **options)
-    outputs = {"text_embedding": l2_normalise(head(pooled)), "text_tokens": tokens}
+    raw = head(pooled).astype(jnp.float32)
+    outputs = {"text_embedding": l2_normalise(raw), "text_embedding_raw": raw}
+    outputs["text_tokens"] = tokens
     return outputs | {f"text_{k}": x for taps in found for k, x in taps.items()}
 
 

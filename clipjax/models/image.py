@@ -11,7 +11,7 @@ from clipjax.errors import UserError
 from clipjax.models.attention import head_size
 from clipjax.models.layer_inputs import DeepPrompts, Taps
 from clipjax.models.layers import LayerNorm, parameter
-from clipjax.models.naflex import check_pictures, real_patches, resized_positions
+from clipjax.models.naflex import check_images, real_patches, resized_positions
 from clipjax.models.options import block_options
 from clipjax.models.patches import PatchEmbedding, kept_patches
 from clipjax.models.pooling import AttentionPool, MapPool
@@ -43,13 +43,13 @@ class ViT(nn.Module):
     """Vision transformer: patches, positions, blocks, pooling.
 
     Attributes:
-      size: picture height and width in pixels.
+      size: image height and width in pixels.
       stem: "patch" (one matrix product) or "conv" (`ConvStem`).
       pool: "class" (class token), "average" (of the patches), "map" (`MapPool` over patches and the class token, if
         there is one), or "attention" (`AttentionPool` over the same: its first query is what is pooled).
       class_token: whether there is one; None: only if that is what is pooled.
       class_position: whether the class token has a learned position as well.
-      positions: "learned", "sincos_2d", "naflex" (pictures of any shape, see clipjax/models/naflex.py), or "none".
+      positions: "learned", "sincos_2d", "naflex" (images of any shape, see clipjax/models/naflex.py), or "none".
       rope: rotary positions, a key of `rope.ROPES`; None for none.
       rope_grid: side of the grid of patches that `rope`'s angles are scaled to (its models were pretrained with);
         None: they are not scaled.
@@ -365,7 +365,7 @@ class ViT(nn.Module):
         self._check((shape[0], *pixels), image_shape, training)
 
     def _check(self, shape: tuple[int, ...], image_shape: jax.Array | None, training: bool) -> None:
-        """Refuses settings and pictures that do not fit together."""
+        """Refuses settings and images that do not fit together."""
         choices = {
             "stem": ("patch", "conv"),
             "pool": ("class", "average", "map", "attention"),
@@ -381,7 +381,7 @@ class ViT(nn.Module):
                 )
         if self.size < self.patch or (self.stem == "conv" and self.size % self.patch):
             raise UserError(
-                f"A picture of {self.size} px cannot be cut into patches of {self.patch} px."
+                f"An image of {self.size} px cannot be cut into patches of {self.patch} px."
             )
         if not 0.0 <= self.patch_dropout < 1.0:
             raise UserError(
@@ -395,13 +395,13 @@ class ViT(nn.Module):
             if self.stem != "patch" or self.rope is not None:
                 raise UserError("positions='naflex' goes with stem='patch' and rope=None only.")
             if training and self.patch_dropout and len(shape) == 3:
-                raise UserError("patch_dropout takes whole pictures, not flattened patches.")
-            check_pictures(shape, image_shape, self.patch)
+                raise UserError("patch_dropout takes whole images, not flattened patches.")
+            check_images(shape, image_shape, self.patch)
         elif image_shape is not None:
             raise UserError(
                 "The batch has image_shape, which only an image tower with positions='naflex' takes."
             )
         elif shape[1:] != (self.size, self.size, 3):
             raise UserError(
-                f"The image tower takes pictures [{self.size}, {self.size}, 3], not {list(shape[1:])}."
+                f"The image tower takes images [{self.size}, {self.size}, 3], not {list(shape[1:])}."
             )

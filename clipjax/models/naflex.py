@@ -1,6 +1,6 @@
-"""Pictures in their own shape (NaFlex: Tschannen et al. 2025, SigLIP 2; Dehghani et al. 2023, NaViT).
+"""Images in their own shape (NaFlex: Tschannen et al. 2025, SigLIP 2; Dehghani et al. 2023, NaViT).
 
-A batch holds pictures as rows of flattened patches, padded to one length, with the grid of each. The table of positions
+A batch holds images as rows of flattened patches, padded to one length, with the grid of each. The table of positions
 is resized to each grid, inside the program: bilinear with antialiasing, as `torch.nn.functional.interpolate` does it
 with `align_corners=False`. The filter is separable, so a token's position is a product of weights for its row and for
 its column.
@@ -30,11 +30,11 @@ def resampling_weights(place_BxN: jax.Array, length_B: jax.Array, size: int) -> 
 
 
 def resized_positions(table_GxGxW: jax.Array, shape_Bx2: jax.Array, tokens: int) -> jax.Array:
-    """The table resized to each picture's grid, in reading order, float32 [B, tokens, W].
+    """The table resized to each image's grid, in reading order, float32 [B, tokens, W].
 
     Args:
       table_GxGxW: positions of a square grid.
-      shape_Bx2: int32 rows and columns of each picture.
+      shape_Bx2: int32 rows and columns of each image.
       tokens: how many to return, at least rows * columns; what comes after these is of no use.
     """
     rows_B, columns_B = shape_Bx2[:, 0], shape_Bx2[:, 1]
@@ -53,20 +53,20 @@ def resized_positions(table_GxGxW: jax.Array, shape_Bx2: jax.Array, tokens: int)
 
 
 def real_patches(shape_Bx2: jax.Array, tokens: int) -> jax.Array:
-    """Where a patch is one of the picture, not padding: bool [B, tokens]."""
+    """Where a patch is one of the image, not padding: bool [B, tokens]."""
     return jnp.arange(tokens) < (shape_Bx2[:, 0] * shape_Bx2[:, 1])[:, None]
 
 
-def check_pictures(shape: tuple[int, ...], image_shape: jax.Array | None, patch: int) -> None:
-    """Refuses what is neither pictures that `patch` divides nor flattened patches with their pictures' shapes."""
+def check_images(shape: tuple[int, ...], image_shape: jax.Array | None, patch: int) -> None:
+    """Refuses what is neither images that `patch` divides nor flattened patches with their images' shapes."""
     if len(shape) == 4:
         if image_shape is not None:
             raise UserError(
-                "image_shape comes with flattened patches [B, N, 3pp]; whole pictures have their own shape."
+                "image_shape comes with flattened patches [B, N, 3pp]; whole images have their own shape."
             )
         if shape[1] % patch or shape[2] % patch or shape[3] != 3 or 0 in shape:
             raise UserError(
-                f"With positions='naflex' the image tower takes pictures [H, W, 3] whose sides {patch} divides, "
+                f"With positions='naflex' the image tower takes images [H, W, 3] whose sides {patch} divides, "
                 f"not {list(shape[1:])}."
             )
     elif len(shape) != 3 or shape[2] != 3 * patch * patch:
@@ -76,5 +76,5 @@ def check_pictures(shape: tuple[int, ...], image_shape: jax.Array | None, patch:
     elif image_shape is None or image_shape.shape != (shape[0], 2):
         found = "none" if image_shape is None else list(image_shape.shape)
         raise UserError(
-            f"Flattened patches need image_shape [{shape[0]}, 2], rows and columns of each picture; there is {found}."
+            f"Flattened patches need image_shape [{shape[0]}, 2], rows and columns of each image; there is {found}."
         )

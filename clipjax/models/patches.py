@@ -1,4 +1,4 @@
-"""Patches of pictures: cut and projected, and while training left out."""
+"""Patches of images: cut and projected, and while training left out."""
 
 import math
 

@@ -160,7 +160,7 @@ class ResNet(nn.Module):
     model's `embed_dim`.
 
     Attributes:
-      size: picture height and width in pixels, a multiple of 32.
+      size: image height and width in pixels, a multiple of 32.
       layers: blocks of each stage.
       width: channels after the stem; the feature map has 32 times as many.
       heads: of the attention pooling; None for heads of 64 channels.
@@ -181,17 +181,17 @@ class ResNet(nn.Module):
     def __call__(
         self, image_BxHxWx3: jax.Array, *, sample_seed: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures.
+        """Encodes normalised images.
 
         Args:
-          image_BxHxWx3: float pictures of `size` x `size`.
+          image_BxHxWx3: float images of `size` x `size`.
           sample_seed: not used; every tower takes it.
 
         Returns:
           pooled [B, output_dim] and the feature map's rows before pooling, [B, N, 32 * width].
 
         Raises:
-          UserError: a size, pictures, a number of stages or heads that do not fit.
+          UserError: a size, images, a number of stages or heads that do not fit.
         """
         del sample_seed
         self._check(image_BxHxWx3.shape)
@@ -210,7 +210,7 @@ class ResNet(nn.Module):
         return pooled, tokens
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        """Refuses settings and pictures that do not fit together."""
+        """Refuses settings and images that do not fit together."""
         if len(self.layers) != 4 or min(self.layers) < 1:
             raise UserError(
                 f"A ResNet has 4 stages of at least 1 block each, not layers={list(self.layers)}."
@@ -219,9 +219,9 @@ class ResNet(nn.Module):
             raise UserError(f"A ResNet's width must be even, not {self.width}.")
         if self.size < STRIDE or self.size % STRIDE:
             raise UserError(
-                f"A ResNet takes pictures whose side is a multiple of {STRIDE} px, not {self.size} px."
+                f"A ResNet takes images whose side is a multiple of {STRIDE} px, not {self.size} px."
             )
         if shape[1:] != (self.size, self.size, 3):
             raise UserError(
-                f"The image tower takes pictures [{self.size}, {self.size}, 3], not {list(shape[1:])}."
+                f"The image tower takes images [{self.size}, {self.size}, 3], not {list(shape[1:])}."
             )

@@ -31,7 +31,7 @@ class ConvStem(nn.Module):
         steps = int(math.log2(self.patch))
         if 2**steps != self.patch:
             raise UserError(
-                f"A conv stem halves the image at each step; patch {self.patch} is no power of 2."
+                f"A conv stem halves the image at each step; patch {self.patch} is not a power of 2."
             )
         x = image_BxHxWx3.astype(self.dtype)
         for i in range(steps):

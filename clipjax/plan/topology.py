@@ -142,7 +142,7 @@ def _gpu(kind: str, shape: str) -> Topology:
         )
     count, host = int(shape), DEVICES[kind].host
     if count > host and count % host:
-        raise UserError(f"{count} GPUs are no whole hosts of {host}; give a multiple of {host}.")
+        raise UserError(f"{count} GPUs are not whole hosts of {host}; give a multiple of {host}.")
     from jax.experimental import topologies
 
     found = topologies.get_topology_desc(

@@ -1,4 +1,4 @@
-"""Weights and pictures as functions of their names, for the parity goldens; numpy alone.
+"""Weights and images as functions of their names, for the parity goldens; numpy alone.
 
 `tools/make_parity_goldens.py` puts these numbers into the real libraries' models and writes down what the models say;
 a test puts the same numbers into a file of the same format, converts it, and compares. So no weights are stored.
@@ -79,7 +79,7 @@ def spread(key: str, shape: Sequence[int]) -> tuple[float, float]:
 def _filters(numbers: np.ndarray) -> np.ndarray:
     """A ResNet's convolutions [out, in, h, w], each row of inputs summing to zero.
 
-    Otherwise the mean of what a ReLU lets through grows from layer to layer, until all pictures look the same.
+    Otherwise the mean of what a ReLU lets through grows from layer to layer, until all images look the same.
     """
     return numbers - np.roll(numbers, 1, axis=1)
 
@@ -109,9 +109,9 @@ def tensors(golden: dict) -> dict[str, np.ndarray]:
 
 
 def pixels(key: str, shape: list[int]) -> np.ndarray:
-    """Float32 `shape` in [-2, 2): pictures as a model takes them, after mean and deviation.
+    """Float32 `shape` in [-2, 2): images as a model takes them, after mean and deviation.
 
-    Noise around one colour a picture, so that what pools over a whole picture still tells them apart.
+    Noise around one colour an image, so that what pools over a whole image still tells them apart.
     """
     colours = uniform(f"{key}, colours", shape[0] * shape[-1])
     colours = colours.reshape(shape[0], *[1] * (len(shape) - 2), shape[-1])
@@ -120,7 +120,7 @@ def pixels(key: str, shape: list[int]) -> np.ndarray:
 
 
 def images(golden: dict) -> np.ndarray:
-    """The golden's pictures, float32 [B, H, W, 3]."""
+    """The golden's images, float32 [B, H, W, 3]."""
     return pixels(**golden["inputs"]["images"])
 
 

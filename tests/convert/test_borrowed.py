@@ -19,13 +19,11 @@ def test_a_run_starts_from_what_another_left_in_transformers_format(tmp_path):
     first, theirs, second = tmp_path / "first", tmp_path / "theirs", tmp_path / "second"
     assert main(["train", f"--config={CONFIG}", f"--workdir={first}"]) == 0
     assert main(["convert", f"--source={first}", f"--target={theirs}", "--to=hugging_face"]) == 0
-    pictures = [Image.new("RGB", (20, 16), colour) for colour in ("red", "navy")]
+    images = [Image.new("RGB", (20, 16), colour) for colour in ("red", "navy")]
     texts = ["a red square", "a navy square"]
     wanted = clipjax.load(first)
     found = clipjax.load(theirs)
-    np.testing.assert_allclose(
-        found.encode_image(pictures), wanted.encode_image(pictures), atol=1e-6
-    )
+    np.testing.assert_allclose(found.encode_image(images), wanted.encode_image(images), atol=1e-6)
     np.testing.assert_allclose(found.encode_text(texts), wanted.encode_text(texts), atol=1e-6)
     section = open_source(theirs).config.tokenizer
     assert make_tokenizer(section, 8)(texts).tolist() == found.tokenizer(texts).tolist()

@@ -79,8 +79,8 @@ def test_load_takes_the_library_s_own_directory(their, tmp_path):
 
 def test_single_towers(their):
     vision = clipjax.load(their("hugging_face_dinov2"))
-    picture = Image.fromarray(np.arange(24 * 24 * 3, dtype=np.uint8).reshape(24, 24, 3))
-    assert vision.encode_image([picture]).shape == (1, 36)
+    img = Image.fromarray(np.arange(24 * 24 * 3, dtype=np.uint8).reshape(24, 24, 3))
+    assert vision.encode_image([img]).shape == (1, 36)
     for call in (lambda: vision.encode_text(["a cat"]), lambda: vision.encode_tokens([[1]])):
         with pytest.raises(UserError, match="has no text tower, so it cannot embed texts"):
             call()
@@ -90,8 +90,8 @@ def test_single_towers(their):
     golden = GOLDENS["hugging_face_bert"]
     found = text.encode_tokens(golden.batch()["text"])
     assert np.abs(found - golden.embeddings()["text_embedding"]).max() <= 1e-5
-    with pytest.raises(UserError, match="has no image tower, so it cannot embed pictures"):
-        text.encode_image([picture])
+    with pytest.raises(UserError, match="has no image tower, so it cannot embed images"):
+        text.encode_image([img])
 
 
 @pytest.mark.parametrize(("model", "field"), [("mean", "mean"), ("class", "cls"), (None, "pooled")])
@@ -103,14 +103,14 @@ def test_the_poolings_of_a_bert(their, model, field):
     assert np.abs(found.encode_tokens(golden.batch()["text"]) - wanted).max() <= 1e-5
 
 
-def test_naflex_takes_pictures_of_any_shape(their):
+def test_naflex_takes_images_of_any_shape(their):
     model = clipjax.load(their("hugging_face_siglip2_naflex"))
     rng = np.random.default_rng(0)
     sides = [(40, 90), (32, 32), (7, 50)]
-    pictures = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in sides]
-    together = model.encode_image(pictures)
+    images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in sides]
+    together = model.encode_image(images)
     assert together.shape[0] == 3
-    alone = np.concatenate([model.encode_image([p]) for p in pictures])
+    alone = np.concatenate([model.encode_image([p]) for p in images])
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert np.abs(together[0] - together[1]).max() > 1e-2
     assert model.encode_image([]).shape == (0, together.shape[1])
@@ -287,7 +287,10 @@ def test_nothing_is_left_of_a_target_that_fails(their, tmp_path):
         (("--mesh=fdsp=8",), "The mesh has no axis 'fdsp'"),
         (("--to=open_clip", "--mesh=fsdp=8"), "--mesh is for clipjax's own checkpoints"),
         (("--max-shard-size=5GB",), "--max-shard-size is for files of tensors"),
-        (("--to=open_clip", "--max-shard-size=big"), "'big' is no size; write 5GB or 500MB"),
+        (
+            ("--to=open_clip", "--max-shard-size=big"),
+            "'big' is not a valid size; write 5GB or 500MB",
+        ),
         (("--tokenizer=words.txt",), "must be a tokenizer.json, a SentencePiece .model"),
         (("--model=ViT-B-33",), "no model variant 'ViT-B-33' (did you mean 'ViT-B-32'?)"),
     ],
@@ -440,9 +443,9 @@ def test_dinov2_s_own_preprocessing(their, tmp_path):
     assert any("--size=16 resamples the positions" in note for note in source.notes)
     model = clipjax.load(folder, size=16)
     assert model.params["image"]["position_embedding"].shape == (5, 36)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
-    resized = picture.resize((48, 32), Image.Resampling.BICUBIC).crop((16, 8, 32, 24))
-    np.testing.assert_array_equal(model.encoder.pixels(picture), np.asarray(resized))
+    img = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    resized = img.resize((48, 32), Image.Resampling.BICUBIC).crop((16, 8, 32, 24))
+    np.testing.assert_array_equal(model.encoder.pixels(img), np.asarray(resized))
 
 
 def test_timm_s_share_of_the_crop_comes_back(their, tmp_path):

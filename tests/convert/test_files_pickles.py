@@ -300,7 +300,7 @@ def wide_module() -> bytes:
         (itself(pickle.EMPTY_DICT), "nested too deeply"),
         (
             mapping([(group(text("a" * 900) + pickle.EMPTY_TUPLE + pickle.TUPLE1 * 100_000), W)]),
-            "no plain value",
+            "not a plain value",
         ),
         (pickle.EMPTY_DICT * 4_000_001, "more than 4000000 operations"),
     ],

@@ -187,7 +187,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):
     tensors = [*described(ARRAYS), ("z", (1,), np.dtype(np.uint8), broken)]
     with pytest.raises(KeyError):
         write_safetensors(tmp_path / "y", tensors)
-    with pytest.raises(UserError, match="no directory to write in"):
+    with pytest.raises(UserError, match="not a directory that can be written"):
         write_safetensors(tmp_path / "x" / "under_a_file", described(ARRAYS))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors.index.json", "x"]
 

@@ -56,7 +56,7 @@ def test_the_field_is_named(their, tmp_path, monkeypatch, name, to, said):
         ),
     ],
 )
-def test_so_is_what_is_done_to_pictures(their, resize, to, said):
+def test_so_is_what_is_done_to_images(their, resize, to, said):
     source = open_source(their("openai_vit"))
     source.config.preprocess.resize = resize
     with pytest.raises(UserError) as error:

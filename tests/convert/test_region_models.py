@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -25,7 +26,14 @@ from clipjax.data.presets import PRESETS
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
-from clipjax.models import image_section, model_section, region_section, text_section
+from clipjax.models import (
+    boxed_params,
+    image_section,
+    make_model,
+    model_section,
+    region_section,
+    text_section,
+)
 from clipjax.models.dual_encoder import DualEncoder
 from clipjax.models.layers import parameter
 from clipjax.rules import paths
@@ -275,7 +283,7 @@ def test_a_plain_clip_starts_from_a_region_model_without_its_regions(region_mode
     )
 
 
-def test_pictures_of_another_size(plain_model, capsys):
+def test_images_of_another_size(plain_model, capsys):
     found = started({"": plain_model, "regions": "fresh"}, clip(size=32))
     said = capsys.readouterr().err
     assert "image/position_embedding is resampled from 5 to 17 rows (bicubic_antialias)" in said
@@ -315,3 +323,96 @@ def test_what_else_is_not_as_it_was_is_told(plain_model, capsys):
 def test_mistakes(plain_model, init, model, said):
     init = {part: str(plain_model) if name == "PLAIN" else name for part, name in init.items()}
     assert said in refused(started, init, clip(**model))
+
+
+class WithParts(DualEncoder, kw_only=True):
+    """Has a whole model as a part, and a second text tower; and reads what no tower does."""
+
+    teacher: nn.Module
+    text_no: nn.Module
+    needs = ("image", "text", "extra")
+
+    @nn.compact
+    def __call__(self, batch, *, train=False):
+        outputs = super().__call__(batch, train=train)
+        self.teacher(batch), self.text_no(batch["text"])
+        return outputs | {"counted": nn.Dense(2, name="count")(batch["extra"])}
+
+
+def with_parts(teacher=None, **image):
+    plain = clip("dual_encoder", size=image.get("size", 16))
+    return model_section(
+        plain.image,
+        plain.text,
+        f"{__name__}:WithParts",
+        embed_dim=12,
+        text_no=plain.text,
+        teacher=clip("dual_encoder", **image) if teacher is None else teacher,
+    )
+
+
+TEACHER = {"teacher": {"part": ""}, "text_no": {"part": "text"}}
+
+
+def started_with(plain_model, model, **more):
+    init = {part: {"path": str(plain_model)} | e for part, e in (TEACHER | more).items()}
+    side = model.image.size
+    batch = EXTRA | {"image": jax.ShapeDtypeStruct((1, side, side, 3), "uint8")}
+    shapes = nn.unbox(boxed_params(make_model(model), batch))
+    return load_pretrained({"init": init, "model": model}, shapes)
+
+
+EXTRA = {
+    "text": jax.ShapeDtypeStruct((1, 8), "int32"),
+    "extra": jax.ShapeDtypeStruct((1, 3), "float32"),
+}
+
+
+def test_parts_are_filled_from_another_part(plain_model, capsys):
+    """A teacher from a checkpoint's root, a second text tower from its text tower."""
+    model, preset = with_parts(), PRESETS["clip"]
+    model.teacher.update(mean=preset.mean, std=preset.std)  # which the checkpoint was written with
+    found = started_with(plain_model, model)
+    assert "config.init" not in capsys.readouterr().err
+    source = open_source(plain_model).params
+    names = {f"teacher/{p}": p for p in source}
+    names |= {p.replace("text", "text_no", 1): p for p in source if p.startswith("text/")}
+    assert found.keys() == names.keys()
+    for path, array in found.items():
+        np.testing.assert_array_equal(array, source[names[path]].read(), err_msg=path)
+
+
+def test_a_filled_part_is_compared_and_resampled(plain_model, capsys):
+    started_with(plain_model, with_parts(size=32, activation="gelu"))
+    said = capsys.readouterr().err
+    assert "teacher/image/position_embedding is resampled from 5 to 17 rows" in said
+    assert "model.teacher.image.activation is 'gelu' here and was 'quick_gelu'" in said
+    assert "text_no" not in said
+    said = refused(started_with, plain_model, with_parts(), text_no={"part": "txt"})
+    assert "has no part 'txt' (did you mean 'text'?)" in said
+    other = with_parts(clip("dual_encoder").copy_and_resolve_references())
+    other.teacher.embed_dim = 10
+    said = refused(started_with, plain_model, other)
+    assert "teacher/image_head/out/kernel has shape [64, 12], the model wants [64, 10]" in said
+
+
+def test_a_package_s_tower_within_a_part(monkeypatch):
+    monkeypatch.setitem(TOWERS, "norm", f"{__name__}:norm")
+    shapes = {"a": {"b": {"scale": np.zeros(64)}}}
+    init = {"a/b/scale": {"path": "norm", "part": "scale"}}
+    found = load_pretrained({"init": init, "model": clip()}, shapes)
+    np.testing.assert_array_equal(found["a/b/scale"], norm()["scale"])
+
+
+def test_a_checkpoint_of_a_model_that_reads_other_fields():
+    """Its shapes come from what its run's features make."""
+    model, config = with_parts(), base_config()
+    config.model = model
+    config.data.features = {
+        "image": {"kind": "image"},
+        "text": {"kind": "text"},
+        "extra": {"kind": "column", "shape": (3,), "dtype": "float32"},
+    }
+    shapes = paths(parameter_shapes(model, config))
+    assert shapes["count/kernel"].shape == (3, 2)
+    assert shapes["teacher/logit_scale"].shape == ()

@@ -8,16 +8,16 @@ from PIL import Image
 
 from clipjax.data.augment import DEFAULTS, LUMA, fit_box, random_crop, recolour
 from clipjax.data.augment import augment as view_and_geometry
+from clipjax.data.encoded_image import EncodedImage
 from clipjax.data.images import RESIZES, fit
-from clipjax.data.picture import Picture
 
 NOTHING = DEFAULTS | {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
 
 
-def augment(picture, size, settings, interpolation, rng):
+def augment(image, size, settings, interpolation, rng):
     """The pixels of a view."""
     fitting = {"resize": "squash", "interpolation": interpolation}
-    return view_and_geometry(Picture(picture), size, settings, fitting, rng)[0]
+    return view_and_geometry(EncodedImage(image), size, settings, fitting, rng)[0]
 
 
 def pixels(height=16, width=16, channels=3, seed=0):
@@ -68,26 +68,26 @@ def test_a_box_is_one_that_pil_takes(width, height, seed):
 
 
 def test_nothing_changes_nothing():
-    picture = pixels()
-    assert np.array_equal(augment(Image.fromarray(picture), 16, NOTHING, "bicubic", rng()), picture)
-    assert recolour(picture, NOTHING, rng()) is picture
+    image = pixels()
+    assert np.array_equal(augment(Image.fromarray(image), 16, NOTHING, "bicubic", rng()), image)
+    assert recolour(image, NOTHING, rng()) is image
 
 
 def test_zero_strength_is_the_identity():
     """The affine map itself, not the short cut around it."""
-    picture = pixels()
+    image = pixels()
     for tiny in ({"brightness": 1e-9}, {"contrast": 1e-9}, {"saturation": 1e-9}, {"hue": 1e-9}):
-        assert np.array_equal(recolour(picture, NOTHING | tiny, rng()), picture)
+        assert np.array_equal(recolour(image, NOTHING | tiny, rng()), image)
 
 
 def test_flip():
-    picture = pixels()
-    flipped = augment(Image.fromarray(picture), 16, NOTHING | {"flip": 1.0}, "bicubic", rng())
-    assert np.array_equal(flipped, picture[:, ::-1])
+    image = pixels()
+    flipped = augment(Image.fromarray(image), 16, NOTHING | {"flip": 1.0}, "bicubic", rng())
+    assert np.array_equal(flipped, image[:, ::-1])
     both = [
         np.array_equal(
-            augment(Image.fromarray(picture), 16, NOTHING | {"flip": 0.5}, "bicubic", rng(i)),
-            picture,
+            augment(Image.fromarray(image), 16, NOTHING | {"flip": 0.5}, "bicubic", rng(i)),
+            image,
         )
         for i in range(100)
     ]
@@ -95,31 +95,31 @@ def test_flip():
 
 
 def test_grey():
-    picture = pixels()
-    grey = recolour(picture, NOTHING | {"grayscale": 1.0}, rng())
+    image = pixels()
+    grey = recolour(image, NOTHING | {"grayscale": 1.0}, rng())
     assert (grey == grey[..., :1]).all()
-    expected = np.asarray(Image.fromarray(picture).convert("L"))
+    expected = np.asarray(Image.fromarray(image).convert("L"))
     np.testing.assert_allclose(grey[..., 0].astype(int), expected, atol=1)
 
 
 def test_brightness_contrast_saturation_hue():
-    picture = np.clip(pixels(), 60, 150)
-    bright = recolour(picture, NOTHING | {"brightness": 0.4}, rng(3)).astype(float)
-    factor = bright.mean() / picture.mean()
+    image = np.clip(pixels(), 60, 150)
+    bright = recolour(image, NOTHING | {"brightness": 0.4}, rng(3)).astype(float)
+    factor = bright.mean() / image.mean()
     assert 0.6 <= factor <= 1.4
-    np.testing.assert_allclose(bright, picture * factor, atol=1.5)
+    np.testing.assert_allclose(bright, image * factor, atol=1.5)
 
     flat = np.full((4, 4, 3), (90, 90, 90), np.uint8)
     contrast = recolour(flat, NOTHING | {"contrast": 0.9, "saturation": 0.9, "hue": 0.5}, rng(1))
-    # A grey picture without contrast has no contrast, saturation or hue to change.
+    # A grey image without contrast has no contrast, saturation or hue to change.
     np.testing.assert_allclose(contrast.astype(int), flat, atol=1)
 
-    turned = recolour(picture, NOTHING | {"hue": 0.1}, rng(4)).astype(float)
-    np.testing.assert_allclose(turned.sum(-1), picture.sum(-1, dtype=float), atol=4)
-    assert np.abs(turned - picture).max() > 3
+    turned = recolour(image, NOTHING | {"hue": 0.1}, rng(4)).astype(float)
+    np.testing.assert_allclose(turned.sum(-1), image.sum(-1, dtype=float), atol=4)
+    assert np.abs(turned - image).max() > 3
 
-    faded = recolour(picture, NOTHING | {"saturation": 0.9}, rng(5)).astype(float)
-    np.testing.assert_allclose(faded @ LUMA, picture.astype(float) @ LUMA, atol=2)
+    faded = recolour(image, NOTHING | {"saturation": 0.9}, rng(5)).astype(float)
+    np.testing.assert_allclose(faded @ LUMA, image.astype(float) @ LUMA, atol=2)
 
 
 def test_background_and_rotation():
@@ -142,11 +142,11 @@ def test_all_randomness_is_the_callers(seed):
         **{"crop_scale": (0.3, 1.0), "rotate": 20.0, "flip": 0.5, "background": "random"},
         **{"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1, "grayscale": 0.2},
     }
-    picture = Image.fromarray(pixels(20, 30, 4))
-    first = augment(picture, 16, settings, "bicubic", rng(seed))
+    image = Image.fromarray(pixels(20, 30, 4))
+    first = augment(image, 16, settings, "bicubic", rng(seed))
     np.random.seed(99)  # noqa: NPY002 (must not matter)
-    assert np.array_equal(augment(picture, 16, settings, "bicubic", rng(seed)), first)
-    assert not np.array_equal(augment(picture, 16, settings, "bicubic", rng(seed + 7)), first)
+    assert np.array_equal(augment(image, 16, settings, "bicubic", rng(seed)), first)
+    assert not np.array_equal(augment(image, 16, settings, "bicubic", rng(seed + 7)), first)
 
 
 # Views that show what evaluation shows
@@ -158,7 +158,7 @@ def test_fit_shows_what_evaluation_shows(resize, shape):
     smooth = np.asarray(Image.fromarray(pixels(4, 4)).resize(shape[::-1], Image.Resampling.BICUBIC))
     settings = NOTHING | {"crop": "fit"}
     fitting = {"resize": resize, "interpolation": "bicubic"}
-    view, geometry = view_and_geometry(Picture(smooth), 24, settings, fitting, rng())
+    view, geometry = view_and_geometry(EncodedImage(smooth), 24, settings, fitting, rng())
     wanted = fit(Image.fromarray(smooth), 24, resize, "bicubic")
     # Sizes are whole pixels there and fractions here, and the order of the two passes differs.
     assert np.abs(view.astype(int) - wanted).mean() < 1.5

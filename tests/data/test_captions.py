@@ -171,7 +171,10 @@ def test_nothing_to_say(kind, record):
         ({"kind": "any", "min_word": 2}, "did you mean 'min_words'"),
         ({"kind": "choice", "fields": {}}, "needs fields with probabilities"),
         ({"kind": "choice", "fields": {"a": -1, "b": 2}}, "needs fields with probabilities"),
-        ({"kind": "choice", "fields": {"a": 1}, "refusals": ("(",)}, "no regular expression"),
+        (
+            {"kind": "choice", "fields": {"a": 1}, "refusals": ("(",)},
+            "not a valid regular expression",
+        ),
         ({"kind": "several", "count": 0}, "at least 1 for 'count'"),
         ({"kind": "sub_captions", "samples": -1}, "at least 0 for 'samples'"),
         ({"kind": "template", "templates": ("a", "b {}")}, "must have one {}"),

@@ -38,8 +38,8 @@ def test_number_of_concepts(split, count):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_coverage_of_a_style(style):
-    pictures = Drawings("all", styles=style)
-    assert len(pictures) == COVERAGE[style] == len(concepts_of(pictures))
+    images = Drawings("all", styles=style)
+    assert len(images) == COVERAGE[style] == len(concepts_of(images))
     assert len(Drawings("all", styles=style, group="concept")) == COVERAGE[style]
 
 
@@ -89,7 +89,7 @@ def test_categories():
     }
 
 
-def test_records_of_pictures():
+def test_records_of_images():
     source = Drawings("all", styles=STYLES)
     assert len(source) == sum(COVERAGE.values())
     for i in range(0, len(source), 7):
@@ -105,8 +105,8 @@ def test_records_of_pictures():
 
 def test_records_of_concepts_have_every_style():
     source = Drawings("seen", styles=("twemoji", "noto_v1"), group="concept")
-    pictures = Drawings("seen", styles=("twemoji", "noto_v1"))
-    assert sum(len(source[i]["image"]) for i in range(len(source))) == len(pictures)
+    images = Drawings("seen", styles=("twemoji", "noto_v1"))
+    assert sum(len(source[i]["image"]) for i in range(len(source))) == len(images)
     assert {len(source[i]["image"]) for i in range(len(source))} == {1, 2}
     assert "style" not in source[0]
 

@@ -57,14 +57,14 @@ def test_the_size_costs_no_decoding(monkeypatch):
     assert not passes({"image": [file.getvalue(), b""]}, min_side=31)
 
 
-@pytest.mark.parametrize("image", [[], (), b"", b"no picture", None])
-def test_a_picture_without_a_size_is_a_bad_record(image):
+@pytest.mark.parametrize("image", [[], (), b"", b"no image", None])
+def test_a_image_without_a_size_is_a_bad_record(image):
     with pytest.raises(BadRecord):
         passes({"image": image}, min_side=1)
 
 
 class Scored:
-    """Pictures with a score; every third is good."""
+    """Images with a score; every third is good."""
 
     def __len__(self):
         return 60

@@ -172,6 +172,7 @@ def test_tfds(tmp_path):
 
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = tmp_path
+        __module__ = "pairs"  # of a package TFDS would want to know the files
 
         def _info(self):
             features = {

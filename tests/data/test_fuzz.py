@@ -24,7 +24,7 @@ DAMAGED, HEALTHY = 2000, 2400
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
-def picture(number):
+def img(number):
     noise = np.random.default_rng(number).integers(0, 256, (5, 6, 3), np.uint8)
     return Image.fromarray(noise).resize((24 + number % 13, 20 + number % 7))
 
@@ -36,7 +36,7 @@ def encoded(image, kind, **options):
 
 
 def bomb(kind):
-    """A small file that claims to be a huge picture."""
+    """A small file that claims to be a huge image."""
     if kind == "PNG":
         data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
         data[16:24] = (60_000).to_bytes(4, "big") * 2
@@ -48,9 +48,9 @@ def bomb(kind):
 
 
 def damage(rng, number):
-    """(name of what was done, bytes of a picture)."""
+    """(name of what was done, bytes of an image)."""
     kind = rng.choice(KINDS)
-    data = bytearray(encoded(picture(number), kind))
+    data = bytearray(encoded(img(number), kind))
     how = rng.choice(("flip", "truncate", "noise", "empty", "bomb", "ending", "splice"))
     if how == "flip":
         for _ in range(rng.randrange(1, 40)):
@@ -82,7 +82,7 @@ def tars(folder, rng, healthy, broken):
         for number, good in order(rng, healthy, broken):
             name = f"{number:06d}"
             image, text, fields = (
-                encoded(picture(number), "JPEG"),
+                encoded(img(number), "JPEG"),
                 f"number {number}".encode(),
                 b"{}",
             )
@@ -119,7 +119,7 @@ def add(tar, name, data):
 def records(folder, rng, healthy, broken):
     rows = []
     for number, good in order(rng, healthy, broken):
-        row = {"image": encoded(picture(number), "PNG"), "text": [f"number {number}"]}
+        row = {"image": encoded(img(number), "PNG"), "text": [f"number {number}"]}
         if not good:
             row |= rng.choice(
                 (
@@ -139,7 +139,7 @@ def records(folder, rng, healthy, broken):
 def parquet(folder, rng, healthy, broken):
     rows = []
     for number, good in order(rng, healthy, broken):
-        image, text = encoded(picture(number), "WEBP"), f"number {number}"
+        image, text = encoded(img(number), "WEBP"), f"number {number}"
         if not good:
             image, text = rng.choice(
                 ((damage(rng, number)[1], text), (None, text), (image, None), (image, "  "))
@@ -154,7 +154,7 @@ def captions(folder, rng, healthy, broken):
     lines = []
     for number, good in order(rng, healthy, broken):
         line = json.dumps({"image": f"{number}.jpg", "text": f"number {number}"}).encode()
-        data = encoded(picture(number), "JPEG")
+        data = encoded(img(number), "JPEG")
         if not good:
             how = rng.randrange(3)
             if how == 0:
@@ -202,7 +202,7 @@ def test_two_thousand_damaged_files(tmp_path, seed):
     stream = make_stream(entries)
     seen, lost = Counter(), Counter()
     for place in range(stream.epoch):
-        source, record = stream.order[place]
+        source, record = stream.order.draw(place, 0)
         sample = stream[place]
         counts = counted(sample)
         counts.pop("cut", None)

@@ -109,7 +109,7 @@ def test_upright_size_is_the_decoded_size(orientation, tmp_path):
     assert upright_size(Image.new("L", (3, 4))) == (3, 4)
 
 
-def test_upright_size_refuses_what_is_no_picture():
-    for bad in (b"", b"not a picture", np.zeros((4, 4), np.uint8)):
+def test_upright_size_refuses_what_is_no_image():
+    for bad in (b"", b"not an image", np.zeros((4, 4), np.uint8)):
         with pytest.raises(BadRecord):
             upright_size(bad)

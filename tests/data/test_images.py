@@ -1,4 +1,4 @@
-"""Decoding whatever is called a picture, and fitting it into the model's frame."""
+"""Decoding whatever is called an image, and fitting it into the model's frame."""
 
 import contextlib
 import io
@@ -51,7 +51,7 @@ BAD = {
     "large": (bomb(20_000, 6_000), "pixels"),
     "no pixels": (bomb(10, 10), "truncated or broken"),
     "none": (None, "there is no image"),
-    "string": ("cat.png", "neither bytes, array nor picture"),
+    "string": ("cat.png", "neither bytes, array nor image"),
     "float array": (np.zeros((4, 4, 3)), "not uint8"),
     "grey array": (np.zeros((4, 4), np.uint8), "not uint8"),
     "five channels": (np.zeros((4, 4, 5), np.uint8), "not uint8"),
@@ -61,7 +61,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.filterwarnings("error")
-def test_bad_pictures(name):
+def test_bad_images(name):
     image, reason = BAD[name]
     with pytest.raises(BadRecord, match=reason):
         decode(image)
@@ -71,7 +71,7 @@ def test_bad_pictures(name):
     st.binary(max_size=200),
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a"]),
 )
-def test_any_bytes_are_a_picture_or_bad(data, start):
+def test_any_bytes_are_a_image_or_bad(data, start):
     try:
         image = decode(start + data)
     except BadRecord:
@@ -80,7 +80,7 @@ def test_any_bytes_are_a_picture_or_bad(data, start):
 
 
 @given(st.integers(0, 500), st.integers(0, 255))
-def test_a_flipped_byte_is_a_picture_or_bad(place, value):
+def test_a_flipped_byte_is_a_image_or_bad(place, value):
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
         data = bytearray(encode(photo(), kind))
         data[place % len(data)] = value
@@ -155,7 +155,7 @@ def test_exif_orientation():
     assert decode(encode(image, "JPEG", exif=exif)).size == (4, 6)
 
 
-def test_arrays_and_pictures_pass():
+def test_arrays_and_images_pass():
     pixels = np.asarray(photo(mode="RGBA"))
     assert np.array_equal(np.asarray(decode(pixels)), pixels)
     assert np.array_equal(np.asarray(decode(Image.fromarray(pixels))), pixels)

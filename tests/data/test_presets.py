@@ -110,7 +110,7 @@ def test_checkpoints_of_hugging_face():
 @pytest.mark.parametrize(
     ("read", "config", "message"),
     [
-        (from_open_clip, OPEN_CLIP | {"size": [224, 336]}, "pictures are square"),
+        (from_open_clip, OPEN_CLIP | {"size": [224, 336]}, "images are square"),
         (from_open_clip, OPEN_CLIP | {"mode": "L"}, "only RGB"),
         (from_open_clip, OPEN_CLIP | {"resize_mode": "longest"}, "fills with white"),
         (
@@ -128,7 +128,7 @@ def test_checkpoints_of_hugging_face():
         (from_hugging_face, HF_CLIP | {"do_normalize": False}, "do_normalize = false"),
         (from_hugging_face, HF_CLIP | {"resample": 0}, "resample 0 is not supported"),
         (from_hugging_face, HF_CLIP | {"rescale_factor": 1.0}, "rescale_factor of 1.0"),
-        (from_hugging_face, HF_SIGLIP | {"size": {"height": 2, "width": 3}}, "pictures are square"),
+        (from_hugging_face, HF_SIGLIP | {"size": {"height": 2, "width": 3}}, "images are square"),
         (from_hugging_face, HF_SIGLIP | {"size": None}, "size None is not supported"),
     ],
 )
@@ -146,7 +146,7 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def imgs():
     if importlib.util.find_spec("skimage") is None:
         pytest.skip("needs scikit-image, for its photographs")
     import skimage.data
@@ -161,7 +161,7 @@ def pictures():
     }
 
 
-def test_what_is_written_for_transformers_is_what_it_read(golden, pictures):
+def test_what_is_written_for_transformers_is_what_it_read(golden, imgs):
     about, levels = golden
     kinds = {
         "clip": (PRESETS["clip"], "clip"),
@@ -178,24 +178,24 @@ def test_what_is_written_for_transformers_is_what_it_read(golden, pictures):
         assert from_hugging_face(written) == (chosen, None if naflex else 24)
         if naflex:
             assert naflex_patches(written) == (6, 22)
-        for name, picture in pictures.items():
+        for name, image in imgs.items():
             wanted = levels[f"hugging_face/{kind}/{name}"].astype(int)
             if naflex:
-                found, grid = patches(picture, 6, 22, chosen.interpolation)
+                found, grid = patches(image, 6, 22, chosen.interpolation)
                 assert found.shape == (22, 108)
                 assert found.dtype == np.uint8
                 assert np.prod(grid) == len(wanted)
                 assert not found[len(wanted) :].any()
                 found = found[: len(wanted)]
             else:
-                found = fit(Image.fromarray(picture), 24, chosen.resize, chosen.interpolation)
+                found = fit(Image.fromarray(image), 24, chosen.resize, chosen.interpolation)
             if name == "rocket" and chosen.resize == "shortest":
                 # Eleven columns too many: torchvision, and so clipjax, leaves out six on the left, transformers five.
                 found, wanted = found[:, :-1], wanted[:, 1:]
             assert np.abs(found - wanted).max() <= 1
 
 
-def test_what_is_written_for_open_clip_is_what_it_read(golden, pictures):
+def test_what_is_written_for_open_clip_is_what_it_read(golden, imgs):
     about, levels = golden
     kinds = {
         "shortest": PRESETS["clip"],
@@ -208,13 +208,13 @@ def test_what_is_written_for_open_clip_is_what_it_read(golden, pictures):
         written = to_open_clip(chosen, 24)
         assert written == about["open_clip"][kind]
         assert from_open_clip(written) == (chosen, 24)
-        for name, picture in pictures.items():
+        for name, image in imgs.items():
             wanted = levels[f"open_clip/{kind}/{name}"].astype(int)
-            found = fit(Image.fromarray(picture), 24, chosen.resize, chosen.interpolation)
+            found = fit(Image.fromarray(image), 24, chosen.resize, chosen.interpolation)
             assert np.abs(found - wanted).max() <= 1
 
 
-def test_pictures_of_any_shape_have_the_sizes_of_transformers(golden):
+def test_images_of_any_shape_have_the_sizes_of_transformers(golden):
     rows = golden[0]["naflex_sizes"]
     assert len(rows) == 500
     for height, width, patch, most, *wanted in rows:
@@ -222,12 +222,10 @@ def test_pictures_of_any_shape_have_the_sizes_of_transformers(golden):
 
 
 def test_patches_are_flattened_by_row_column_and_channel():
-    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(
-        4, 6, 3
-    )  # 2 x 3 patches of 2 px, as it is
-    found, grid = patches(Image.fromarray(picture), 2, 7)
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)  # 2 x 3 patches of 2 px, as it is
+    found, grid = patches(Image.fromarray(image), 2, 7)
     assert grid == (2, 3)
-    assert found[4].tolist() == picture[2:4, 2:4].ravel().tolist()
+    assert found[4].tolist() == image[2:4, 2:4].ravel().tolist()
     assert not found[6].any()
 
 

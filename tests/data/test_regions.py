@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from clipjax.batch import example_batch
 from clipjax.data.augment import DEFAULTS, augment
 from clipjax.data.bad import BadRecord
+from clipjax.data.encoded_image import EncodedImage
 from clipjax.data.geometry import WHOLE, Geometry
-from clipjax.data.picture import Picture
 from clipjax.data.regions import check_box_format, draw_regions
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
@@ -136,7 +136,7 @@ def test_boxes_follow_the_pixels(width, height, corner, flip, rotate, crop, seed
         **{"crop": crop, "crop_scale": (0.5, 1.0), "flip": float(flip), "rotate": rotate}
     }
     side = 128
-    view, geometry = augment(Picture(pixels), side, chosen, FIT, rng(seed))
+    view, geometry = augment(EncodedImage(pixels), side, chosen, FIT, rng(seed))
     box = np.array([[x1 / width, y1 / height, x2 / width, y2 / height]])
     mapped, visible = geometry.boxes(box)
     dark = (view < 128).all(axis=-1)
@@ -144,7 +144,7 @@ def test_boxes_follow_the_pixels(width, height, corner, flip, rotate, crop, seed
         return
     rows, columns = np.flatnonzero(dark.any(axis=1)), np.flatnonzero(dark.any(axis=0))
     seen = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / side
-    # A pixel of the picture may be several of the view's; the bounds of a turned box that is cut are larger than what
+    # A pixel of the image may be several of the view's; the bounds of a turned box that is cut are larger than what
     # is seen of it.
     slack = 1.5 * max(1 / width, 1 / height) * 2.2
     if rotate and visible[0] < 1:

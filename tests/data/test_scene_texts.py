@@ -261,7 +261,7 @@ def test_duplicates_are_told_apart():
     assert words == {"smaller", "larger", "left", "right", "upper", "lower"}
 
 
-def test_pictures_are_the_background_but_for_the_objects():
+def test_images_are_the_background_but_for_the_objects():
     source = Scenes(length=20, backgrounds="plain", seed=3)
     for i in range(len(source)):
         record = source[i]

@@ -197,9 +197,9 @@ def test_scenes_without_any_object_are_bad_records(monkeypatch):
 def test_jpeg():
     source, plain = Scenes(length=2, jpeg=90), Scenes(length=2)
     assert isinstance(source[0]["image"], bytes)
-    picture = np.asarray(decode(source[0]["image"]), np.float32)
-    assert picture.shape == (128, 128, 3)
-    assert np.abs(picture - plain[0]["image"]).mean() < 6
+    image = np.asarray(decode(source[0]["image"]), np.float32)
+    assert image.shape == (128, 128, 3)
+    assert np.abs(image - plain[0]["image"]).mean() < 6
     assert source[0]["text"] == plain[0]["text"]
 
 
@@ -300,7 +300,7 @@ def test_array_records_come_back_whole(tmp_path, capsys):
 def test_the_program_overwrites_nothing(tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    picture = tmp_path / "sheet.png"
+    image = tmp_path / "sheet.png"
     calls = {
         (f"--output={tmp_path / 'full'}", "--count=2"): "holds something already",
         (f"--output={tmp_path / 'new'}", "--count=2", "--shards=3"): "--shards must be",
@@ -315,8 +315,8 @@ def test_the_program_overwrites_nothing(tmp_path, capsys):
         assert words in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
     assert not (tmp_path / "new").exists()
-    program().main([f"--sheet={picture}", "--count=1"])
-    before = picture.read_bytes()
+    program().main([f"--sheet={image}", "--count=1"])
+    before = image.read_bytes()
     with pytest.raises(SystemExit):
-        program().main([f"--sheet={picture}", "--count=2"])
-    assert picture.read_bytes() == before
+        program().main([f"--sheet={image}", "--count=2"])
+    assert image.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Files of captions beside pictures, and what is wrong with those that are refused."""
+"""Files of captions beside images, and what is wrong with those that are refused."""
 
 import json
 
@@ -20,19 +20,19 @@ def test_json_lines(tmp_path):
     text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n"
     (tmp_path / "train.jsonl").write_text(text, encoding="utf-8")
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.png").write_bytes(b"picture")
+    (tmp_path / "sub" / "a.png").write_bytes(b"image")
     source = Captions(str(tmp_path / "train.jsonl"))
     assert len(source) == 2
-    assert source[0] == rows[0] | {"image": b"picture", "text": ["eins\u2028zwei"]}
+    assert source[0] == rows[0] | {"image": b"image", "text": ["eins\u2028zwei"]}
     with pytest.raises(BadRecord, match="image file cannot be read"):
         source[1]  # the pipeline counts it
 
 
 def test_comma_separated(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / "a.png").write_bytes(b"image")
     (tmp_path / "train.csv").write_text('text,image,label\n"a cat,\nasleep",a.png,7\n')
     source = Captions(str(tmp_path / "train.csv"))
-    wanted = {"image": b"picture", "text": ["a cat,\nasleep"], "label": "7", "language": "en"}
+    wanted = {"image": b"image", "text": ["a cat,\nasleep"], "label": "7", "language": "en"}
     assert source[0] == wanted
 
 
@@ -69,7 +69,7 @@ def test_files_that_are_refused(tmp_path, name, content, message):
     ],
 )
 def test_a_later_line_that_is_broken_is_a_bad_record(tmp_path, line, reason):
-    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / "a.png").write_bytes(b"image")
     good = b'{"image": "a.png", "text": "x"}\n'
     (tmp_path / "a.jsonl").write_bytes(good + line + b"\n" + good)
     source = Captions(str(tmp_path / "a.jsonl"))
@@ -80,7 +80,7 @@ def test_a_later_line_that_is_broken_is_a_bad_record(tmp_path, line, reason):
 
 
 def test_a_later_row_that_is_broken_is_a_bad_record(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / "a.png").write_bytes(b"image")
     (tmp_path / "a.csv").write_bytes(b"image,text\na.png,x\na.png\na.png,\xff\na.png,y\n")
     source = Captions(str(tmp_path / "a.csv"))
     for index, reason in ((1, "text is empty"), (2, "text is not UTF-8")):

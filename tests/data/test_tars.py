@@ -152,7 +152,7 @@ def test_what_cannot_be_read_is_said(shards, capsys):
     assert main(["data", "index", str(shards / "*.tar")]) == 1
     said = capsys.readouterr().out
     assert "compressed.tar is compressed, so nothing in it can be read at random" in said
-    assert "text.tar is no tar that can be read" in said
+    assert "text.tar is not a tar that can be read" in said
     assert "1 indexed: 5 samples of 15 files; 3 were indexed already; 2 cannot be read." in said
     with tar.open("ab") as file:
         file.write(bytes(512))

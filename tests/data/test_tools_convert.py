@@ -236,7 +236,7 @@ def test_filters_and_bad_records_are_counted(tmp_path, monkeypatch, capsys):
         "image has zero bytes": 1,
         "text is not UTF-8": 1,
         "image array is not uint8 [H,W,3|4]": 1,
-        "image is neither bytes, array nor picture": 1,
+        "image is neither bytes, array nor image": 1,
     }
     assert "1 left out: text is not UTF-8" in capsys.readouterr().out
     out = tmp_path / "p"
@@ -292,7 +292,7 @@ def test_what_a_layout_cannot_hold_is_refused(tmp_path, capsys):
     assert "masks" not in source_of(tmp_path / "s", "tars")[0]
     concepts = ["drawings", "--set", "group=concept", "--limit=5"]
     assert convert(*concepts, f"--output={tmp_path / 'c'}", "--to=tars") == 2
-    assert "'image' of records with several pictures" in capsys.readouterr().err
+    assert "'image' of records with several images" in capsys.readouterr().err
     assert convert(*concepts, f"--output={tmp_path / 'c'}") == 0
     assert len(source_of(tmp_path / "c", "array_record")[0]["image"]) > 1
 
@@ -303,8 +303,8 @@ def test_what_a_layout_cannot_hold_is_refused(tmp_path, capsys):
         ("raw", b"1", "has a value of the type bytes"),
         ("meta", {"a": 1}, "has a value of the type dict"),
         ("n", 2**70, "has a number of more than 64 bits"),
-        ("txt", "another caption", "would be taken for the picture or the caption"),
-        ("jpg", "x", "would be taken for the picture or the caption"),
+        ("txt", "another caption", "would be taken for the image or the caption"),
+        ("jpg", "x", "would be taken for the image or the caption"),
         ("thing", object(), "has a value of the type object"),
     ],
 )

@@ -172,7 +172,7 @@ def test_the_wall():
     said = wall(rates, speeds, 2, 300, 224)
     assert said.startswith("The wall is the stage 'read', 70% of a sample's time in one thread")
     assert said.endswith("fastest here: --config.data.threads=1 --config.data.workers=2")
-    assert "store smaller pictures" in wall(rates | {"decode": 80.0}, speeds, 2, 1000, 224)
+    assert "store smaller images" in wall(rates | {"decode": 80.0}, speeds, 2, 1000, 224)
     assert "pipeline around the samples" in wall(rates, {Setting(1, 0): 60.0}, 8, 300, 224)
     assert settings(6) == [
         *(Setting(n, 0) for n in (1, 2, 4, 6)),

@@ -192,7 +192,7 @@ def test_mistakes(good, tmp_path, capsys):
     cases = (
         ([f"--output={tmp_path / 'there'}"], "is there already"),
         ([f"--output={tmp_path / 'no' / 'x'}"], "cannot be opened"),
-        ([f"--hashes={tmp_path / 'there'}"], "is no file of hashes: its line 1 is 'mine'"),
+        ([f"--hashes={tmp_path / 'there'}"], "is not a file of hashes: its line 1 is 'mine'"),
         (["--limit=0"], "--limit must be at least 1"),
         (["--workers=0"], "--workers must be at least 1"),
         (["--set", "box_format=xyxx"], "cannot be 'xyxx'"),

@@ -14,7 +14,7 @@ APPLE, PEAR, DOG = 0, 1, 2
 
 
 class PlantedEncoder:
-    """A picture's first value, and the words of a text, say which axis it lies on."""
+    """An image's first value, and the words of a text, say which axis it lies on."""
 
     def __init__(self, axes, size=8):
         self.axes, self.size, self.calls = axes, size, []
@@ -36,22 +36,22 @@ class PlantedEncoder:
         return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
-def picture(value):
+def img(value):
     return np.full((4, 4, 3), value, np.uint8)
 
 
 def records():
     return [
-        {"image": picture(APPLE), "name": "apple", "text": ["apple", "a fruit"], "label": 0},
-        {"image": [picture(PEAR), picture(PEAR)], "name": "pear", "text": ["pear"], "label": 1},
-        {"image": picture(DOG), "name": "dog", "text": ["dog", "a hound"], "label": 2},
+        {"image": img(APPLE), "name": "apple", "text": ["apple", "a fruit"], "label": 0},
+        {"image": [img(PEAR), img(PEAR)], "name": "pear", "text": ["pear"], "label": 1},
+        {"image": img(DOG), "name": "dog", "text": ["dog", "a hound"], "label": 2},
     ]
 
 
 AXES = {"apple": APPLE, "fruit": APPLE, "pear": PEAR, "dog": DOG, "hound": APPLE}
 
 
-def test_zero_shot_counts_every_picture_and_reports_its_protocol():
+def test_zero_shot_counts_every_image_and_reports_its_protocol():
     encoder = PlantedEncoder({"apple": APPLE, "pear": PEAR, "dog": PEAR})
     evaluator = ZeroShot("fruit", records(), encoder, classes=["apple", "pear", "dog"], chunk=2)
     result = evaluator.run(None)
@@ -60,7 +60,7 @@ def test_zero_shot_counts_every_picture_and_reports_its_protocol():
     assert result["mean_per_class"] == pytest.approx((1 + 0.5 + 1 / 3) / 3)
     assert "acc@5" not in result
     assert encoder.calls == [2, 2]
-    assert evaluator.protocol["pictures"] == 4
+    assert evaluator.protocol["images"] == 4
     assert evaluator.protocol["records"] == 3
     assert evaluator.protocol["classes"] == 3
     assert evaluator.protocol["templates"] == len(TEMPLATES["simple"])
@@ -137,18 +137,18 @@ def test_templates_from_a_file_and_braces_in_names(tmp_path):
     assert all(load_templates(name) for name in TEMPLATES)
 
 
-def test_retrieval_with_many_captions_and_pictures():
+def test_retrieval_with_many_captions_and_images():
     evaluator = Retrieval("all", records(), PlantedEncoder(AXES), chunk=3)
     result = evaluator.run(None)
-    # "a hound" lies on the apple: its right picture ties with nothing and is beaten by the apple.
-    # Text axes: apple, apple, pear, dog, apple(hound). Pictures: apple, pear, pear, dog.
+    # "a hound" lies on the apple: its right image ties with nothing and is beaten by the apple.
+    # Text axes: apple, apple, pear, dog, apple(hound). Images: apple, pear, pear, dog.
     # Text to image: hound has score 0 with its dog, tied with both pears, behind the apple: 0 at 1.
     assert result["text_to_image/R@1"] == pytest.approx(4 / 5)
     assert result["text_to_image/R@5"] == 1
     # Image to text: apple's best are {apple, fruit, hound}, 2 of the 3 right: 2/3. The others: 1.
     assert result["image_to_text/R@1"] == pytest.approx((2 / 3 + 3) / 4)
     assert evaluator.protocol["texts"] == 5
-    assert evaluator.protocol["pictures"] == 4
+    assert evaluator.protocol["images"] == 4
     assert evaluator.protocol["chance"]["text_to_image/R@1"] == pytest.approx(
         (1 + 1 + 2 + 1 + 1) / 20
     )
@@ -159,11 +159,11 @@ def test_retrieval_with_many_captions_and_pictures():
 
 def test_a_text_of_two_records_is_right_for_both():
     shared = [
-        {"image": picture(APPLE), "text": ["fruit"]},
-        {"image": picture(PEAR), "text": ["fruit"]},
-        {"image": picture(DOG), "text": ["dog"]},
+        {"image": img(APPLE), "text": ["fruit"]},
+        {"image": img(PEAR), "text": ["fruit"]},
+        {"image": img(DOG), "text": ["dog"]},
     ]
-    # All fruit lies on the pear: merged, the text finds a right picture; the apple ranks its text
+    # All fruit lies on the pear: merged, the text finds a right image; the apple ranks its text
     # last.
     encoder = PlantedEncoder({"fruit": PEAR, "dog": DOG})
     merged = Retrieval("m", shared, encoder)
@@ -194,24 +194,24 @@ def test_retrieval_gallery_names_records_and_marks_the_right_ones():
     evaluator = Retrieval("all", records(), PlantedEncoder(AXES))
     examples = evaluator.examples(None, 10)
     by_text = {e.text: e for e in examples if e.direction == "text_to_image"}
-    by_picture = [e for e in examples if e.direction == "image_to_text"]
+    by_image = [e for e in examples if e.direction == "image_to_text"]
     assert len(by_text) == 5
-    assert len(by_picture) == 4
+    assert len(by_image) == 4
     assert by_text["apple"].rank == 1
     hound = by_text["a hound"]
     assert (hound.record, hound.rank) == (2, 4)
-    assert [(h.record, h.picture, h.right) for h in hound.hits] == [
+    assert [(h.record, h.image, h.right) for h in hound.hits] == [
         (0, 0, False),
         (1, 0, False),
         (1, 1, False),
         (2, 0, True),
     ]
     assert hound.hits[0].score == pytest.approx(1.0)
-    second_pear = by_picture[2]
-    assert (second_pear.record, second_pear.picture, second_pear.text) == (1, 1, "pear")
+    second_pear = by_image[2]
+    assert (second_pear.record, second_pear.image, second_pear.text) == (1, 1, "pear")
     assert second_pear.hits[0].right
     assert second_pear.hits[0].text == "pear"
-    assert evaluator.picture(1, 1)[0, 0, 0] == PEAR
+    assert evaluator.image(1, 1)[0, 0, 0] == PEAR
     few = evaluator.examples(None, 2, answers=1)
     assert len(few) == 4
     assert all(len(e.hits) == 1 for e in few)
@@ -222,6 +222,6 @@ def test_retrieval_says_what_is_wrong_before_the_first_run():
         Retrieval("x", records(), PlantedEncoder({}), text_fields="title")
     with pytest.raises(UserError, match="empty"):
         Retrieval("x", [], PlantedEncoder({}))
-    blank = [{"image": picture(0), "text": ["  "]}]
+    blank = [{"image": img(0), "text": ["  "]}]
     with pytest.raises(UserError, match="has no text in 'text'"):
         Retrieval("x", blank, PlantedEncoder({}))

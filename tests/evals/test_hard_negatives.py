@@ -30,7 +30,7 @@ def test_hard_negatives_by_kind_and_ties_count_half():
     wanted = {"accuracy": 2 / 3, "accuracy/object": 0.75, "accuracy/size": 0.5}
     assert found == pytest.approx(wanted)
     assert evaluator.protocol["pairs_by_kind"] == {"object": 2, "size": 1}
-    assert (evaluator.protocol["pictures"], evaluator.protocol["pairs"]) == (2, 3)
+    assert (evaluator.protocol["images"], evaluator.protocol["pairs"]) == (2, 3)
     json.dumps(evaluator.protocol)
     assert HardNegatives("h", records, Planted(texts)).run(None) == found
     constant = HardNegatives("h", records, Same())

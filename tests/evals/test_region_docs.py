@@ -61,7 +61,7 @@ def test_coco_is_read_as_documented(tmp_path):
 
     evaluator = make_evaluators({"coco": entry}, Decoding())["coco"]
     assert evaluator.run(None)["mAcc"] == 1
-    assert (evaluator.protocol["pictures"], evaluator.protocol["regions"]) == (2, 3)
+    assert (evaluator.protocol["images"], evaluator.protocol["regions"]) == (2, 3)
     assert evaluator.protocol["classes"] == 2
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from clipjax.data.bad import BadRecord
 from clipjax.data.scenes import Scenes
-from clipjax.errors import PictureError, UserError
+from clipjax.errors import ImageError, UserError
 from clipjax.evals import make_evaluators
 from clipjax.evals.metrics import box_iou
 from clipjax.evals.regions.classification import RegionClassification
@@ -35,7 +35,7 @@ def test_a_perfect_model_is_perfect_and_a_constant_one_is_at_chance():
         assert found == pytest.approx(constant.protocol["chance"])
         assert found[keys[0]] < 0.3
         assert json.loads(json.dumps(constant.protocol)) == constant.protocol
-        assert (evaluator.protocol["pictures"], evaluator.protocol["regions"]) == (3, 9)
+        assert (evaluator.protocol["images"], evaluator.protocol["regions"]) == (3, 9)
 
 
 def table(seed):
@@ -149,15 +149,15 @@ def test_records_that_do_not_fit_are_refused_by_name():
     refused("no field 'phrases'", good, text_field="phrases")
     refused("cannot be used: 1 boxes and 2 region_text", good | {"region_text": ["a", "b"]})
     refused("boxes are not", good | {"boxes": [[0, 0, 1]]})
-    refused("has several pictures", good | {"image": [good["image"]]})
+    refused("has several images", good | {"image": [good["image"]]})
     refused("box_format of evaluator 'mine' cannot be 'xyxx'", good, box_format="xyxx")
     refused("No record of evaluator 'mine' has a region", scene())
     refused("Record 0 .* label 'cat', which is none", good, RegionClassification, classes=WORDS[1:])
     refused("such as 3 but no names", good | {"names": [3]}, RegionClassification)
-    plain = "cannot be used: names is no list with one entry a box"
+    plain = "cannot be used: names is not a list with one entry a box"
     refused(plain, good | {"names": "cat"}, RegionClassification)
     refused(plain, good | {"names": 3}, RegionClassification, classes=WORDS)
-    refused("region_text is no list", good | {"region_text": "cat"})
+    refused("region_text is not a list", good | {"region_text": "cat"})
     refused("text is neither a string nor a list", good | {"region_text": [3]})
     refused("text is neither a string nor a list", good | {"names": np.array([3])}, Grounding)
     with pytest.raises(UserError, match="source of evaluator 'mine' is empty"):
@@ -183,12 +183,12 @@ def test_a_model_that_cannot_is_refused_when_the_evaluator_is_made():
 
 
 class Broken(Planted):
-    """Cannot decode the picture that is one number 9."""
+    """Cannot decode the image that is one number 9."""
 
     def images(self, params, images):
         for place, image in enumerate(images):
             if (np.asarray(image) == 9).all():
-                raise PictureError(f"Image {place} cannot be used", place, "image is truncated")
+                raise ImageError(f"Image {place} cannot be used", place, "image is truncated")
         return super().images(params, images)
 
     def regions(self, params, images, boxes, how):
@@ -203,12 +203,12 @@ class Broken(Planted):
 @pytest.mark.parametrize(
     "kind", [RegionClassification, RegionRetrieval, Grounding, HardNegatives, Retrieval, ZeroShot]
 )
-def test_a_picture_or_record_that_cannot_be_used_is_named(kind):
+def test_a_image_or_record_that_cannot_be_used_is_named(kind):
     more = {"text": "cat", "hard_negatives": "a dog", "label": "cat"}
     records = [scene(("cat", LEFT)) | more for _ in range(8)]
     records[5]["image"] = np.full_like(records[5]["image"], 9)
     evaluator = kind("mine", records, Broken(), chunk=3)
-    with pytest.raises(UserError, match=r"picture of record 5 of evaluator 'mine'.*is truncated"):
+    with pytest.raises(UserError, match=r"image of record 5 of evaluator 'mine'.*is truncated"):
         evaluator.run(None)
 
     class Source(list):
@@ -309,28 +309,28 @@ def test_scenes_have_what_the_evaluators_read():
     assert evaluators["hard_negatives"].protocol["pairs"] == negatives
 
 
-def test_galleries_show_evenly_spaced_pictures_with_regions():
+def test_galleries_show_evenly_spaced_images_with_regions():
     source = scenes() * 4
     (gallery,) = RegionRetrieval("phrases", source, Planted(table(0))).galleries(None, n=4)
     assert "phrases" in gallery.title
     # Places 2, 6, 10 and 14 of 16.
-    assert [len(regions) for _, regions in gallery.pictures] == [3, 3, 3, 3]
-    image, (cup, *_) = gallery.pictures[0]
+    assert [len(regions) for _, regions in gallery.images] == [3, 3, 3, 3]
+    image, (cup, *_) = gallery.images[0]
     np.testing.assert_array_equal(image, source[2]["image"])
     np.testing.assert_allclose(cup.box_4, np.array(TOP) / SIZE)
     assert cup.text == "the cup"
     assert [a.right for a in cup.answers].count(True) == (cup.rank <= 3)
     (classes,) = RegionClassification("c", source, Planted()).galleries(None, n=3)
-    assert len(classes.pictures) == 3
-    assert all(r.rank == 1 and r.answers[0].right for _, some in classes.pictures for r in some)
+    assert len(classes.images) == 3
+    assert all(r.rank == 1 and r.answers[0].right for _, some in classes.images for r in some)
     boxes = {name: tuple(np.array(LEFT) / SIZE) for name in WORDS}
     (found,) = Grounding("b", source, Planted(boxes=boxes)).galleries(None, n=2)
-    assert [[one.text for one in some] for _, some in found.pictures] == [
+    assert [[one.text for one in some] for _, some in found.images] == [
         ["cat", "dog"],
         ["cat", "dog"],
     ]
-    assert found.pictures[0][1][0].iou == pytest.approx(1)
-    # Pictures without regions are passed over.
+    assert found.images[0][1][0].iou == pytest.approx(1)
+    # Images without regions are passed over.
     alone = [scene(), scene(), scene(("cat", LEFT)), scene()]
     (one,) = RegionClassification("c", alone, Planted(), classes=WORDS).galleries(None, n=2)
-    assert len(one.pictures) == 1
+    assert len(one.images) == 1

@@ -160,7 +160,7 @@ def test_well_separated_pairs_keep_their_digits(noise, layout):
 
 
 def _ids(rng, texts, images=B):
-    """Groups of several, some of which have members on one side only, and pictures without a match."""
+    """Groups of several, some of which have members on one side only, and images without a match."""
     image_id, text_id = rng.integers(-1, 8, images), rng.integers(0, 9, texts)
     same = (image_id[:, None] == text_id[None, :]) & (image_id[:, None] >= 0)
     return SameId(jnp.asarray(image_id), jnp.asarray(text_id)), {"rows": same}

@@ -320,7 +320,7 @@ def test_refusals(change, words):
 def test_a_model_or_a_batch_without_regions():
     region, text, mask = case()
     outputs = dict(region_embedding=region, region_text_embedding=text, logit_scale=1.0)
-    with pytest.raises(UserError, match=r"'region_mask'.*config\.data\.regions\.count"):
+    with pytest.raises(UserError, match=r"'region_mask'.*config\.data\.features\.regions"):
         region_softmax(outputs, {})
     del outputs["region_embedding"]
     batch = dict(region_mask=mask, boxes=np.zeros((B, M, 4)))

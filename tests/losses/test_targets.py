@@ -78,7 +78,7 @@ def test_the_diagonal_said_or_not():
 def test_a_pair_that_rounding_brings_back_pulls_no_harder_than_any():
     """The second pass counts a pair that the first left out: far above the top, at scale 100 e^190."""
     kernel = _Softmax(diagonal(2).tile, lambda rows, columns: jnp.zeros((2, 2), bool), apart=True)
-    final = dict(top=jnp.full(2, -1.0), log_sum_exp=jnp.zeros(2))
+    final = dict(max=jnp.full(2, -1.0), log_sum_exp=jnp.zeros(2))
     side = dict(
         id=jnp.arange(2),
         statistics=final,

@@ -45,6 +45,8 @@ def test_outputs_are_the_declared_ones(params):
     assert shapes == {
         "image_embedding": (2, 6),
         "text_embedding": (2, 6),
+        "image_embedding_raw": (2, 6),
+        "text_embedding_raw": (2, 6),
         "image_tokens": (2, 4, 8),
         "text_tokens": (2, 5, 8),
         "logit_scale": (),
@@ -53,6 +55,11 @@ def test_outputs_are_the_declared_ones(params):
     for name in ("image_embedding", "text_embedding"):
         assert outputs[name].dtype == jnp.float32
         np.testing.assert_allclose(np.linalg.norm(outputs[name], axis=1), 1, atol=1e-6)
+        raw = outputs[f"{name}_raw"]
+        length = np.linalg.norm(raw, axis=1, keepdims=True)
+        assert raw.dtype == jnp.float32
+        assert not np.allclose(length, 1, atol=0.01)
+        np.testing.assert_allclose(raw / length, outputs[name], atol=1e-6)
 
 
 def test_equals_the_oracle(params):
@@ -61,6 +68,7 @@ def test_equals_the_oracle(params):
     pixels = (BATCH["image"] / 255.0 - np.array(MODEL.mean)) / np.array(MODEL.std)
     pooled, tokens = oracle.vit(exact["image"], pixels, IMAGE)
     wanted = pooled @ exact["image_head"]["out"]["kernel"]
+    np.testing.assert_allclose(outputs["image_embedding_raw"], wanted, rtol=5e-5, atol=5e-5)
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     np.testing.assert_allclose(outputs["image_embedding"], wanted, atol=2e-5)
     np.testing.assert_allclose(outputs["image_tokens"], tokens, rtol=5e-5, atol=5e-5)
@@ -114,7 +122,7 @@ def test_text_mask_reaches_the_tower(params):
     )
 
 
-def test_bytes_and_normalised_floats_are_the_same_picture(params):
+def test_bytes_and_normalised_floats_are_the_same_image(params):
     mean, std = np.float32(MODEL.mean), np.float32(MODEL.std)
     pixels = (BATCH["image"].astype(np.float32) / 255 - mean) / std
     for name in ("image_embedding", "image_tokens"):

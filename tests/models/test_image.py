@@ -236,7 +236,7 @@ def test_learned_rotation_of_the_class_token_trains():
         ({"mlp": "swiglue"}, "did you mean 'swiglu'"),
         ({"depth": 0}, "at least 1 layer, not 0"),
         ({"heads": 0}, "at least 1 head, not 0"),
-        ({"size": 32}, r"takes pictures \[32, 32, 3\], not \[16, 16, 3\]"),
+        ({"size": 32}, r"takes images \[32, 32, 3\], not \[16, 16, 3\]"),
     ],
     ids=str,
 )

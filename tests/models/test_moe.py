@@ -293,10 +293,10 @@ def test_half_precision_is_close(compute):
 def test_towers_take_mixtures():
     settings = dict(width=8, depth=2, heads=2, experts=3, moe_layers=1)
     image = ViT(size=8, patch=4, **settings)
-    pictures = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    images = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32)
     text = TextTransformer(length=5, vocab_size=11, end_token=10, **settings)
     ids = np.array([[1, 10, 0, 0, 0], [2, 3, 4, 10, 0]], np.int32)
-    for tower, inputs, encode in ((image, pictures, oracle.vit), (text, ids, oracle.text)):
+    for tower, inputs, encode in ((image, images, oracle.vit), (text, ids, oracle.text)):
         params = oracle.random_params(tower, inputs)
         found = jax.jit(tower.apply)({"params": params}, inputs)
         wide = inputs.astype(np.float64) if tower is image else inputs

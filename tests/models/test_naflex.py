@@ -1,4 +1,4 @@
-"""Pictures in their own shape: positions against torch and a float64 oracle, towers against each picture alone."""
+"""Images in their own shape: positions against torch and a float64 oracle, towers against each image alone."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_a_grid_of_its_own_size_stays_as_it_is():
     np.testing.assert_allclose(found, table.reshape(256, 3), atol=1e-6)
 
 
-def test_each_picture_has_its_own_grid():
+def test_each_image_has_its_own_grid():
     table = RNG.normal(size=(4, 4, 3)).astype(np.float32)
     found = jax.jit(lambda s: resized_positions(table, s, TOKENS))(SHAPES)
     for positions, (rows, columns) in zip(found, SHAPES, strict=True):
@@ -65,7 +65,7 @@ def test_each_picture_has_its_own_grid():
         np.testing.assert_allclose(positions[: rows * columns], wanted, atol=1e-6)
 
 
-def pictures(dtype=np.float32):
+def imgs(dtype=np.float32):
     """One of each shape."""
     draw = {np.float32: RNG.normal, np.uint8: lambda size: RNG.integers(0, 256, size)}[dtype]
     return [draw(size=(4 * r, 4 * c, 3)).astype(dtype) for r, c in SHAPES]
@@ -93,9 +93,9 @@ def flattened(images, padding=9):
     ],
     ids=str,
 )
-def test_every_picture_of_a_batch_is_as_it_is_alone(settings):
+def test_every_image_of_a_batch_is_as_it_is_alone(settings):
     module = VIT.clone(**settings)
-    images = pictures()
+    images = imgs()
     params = oracle.random_params(module, flattened(images), image_shape=SHAPES)
     assert params["position_embedding"].shape == (4, 4, 8)
     apply = jax.jit(module.apply)
@@ -105,7 +105,7 @@ def test_every_picture_of_a_batch_is_as_it_is_alone(settings):
         count = wanted[1].shape[1]
         np.testing.assert_allclose(pooled[b], wanted[0][0], rtol=5e-5, atol=5e-5)
         np.testing.assert_allclose(tokens[b, :count], wanted[1][0], rtol=5e-5, atol=5e-5)
-        # As a whole picture, its shape is known.
+        # As a whole image, its shape is known.
         whole, _ = apply({"params": params}, image[None])
         np.testing.assert_allclose(whole[0], wanted[0][0], rtol=5e-5, atol=5e-5)
     other, _ = apply({"params": params}, flattened(images, padding=-5), image_shape=SHAPES)
@@ -114,7 +114,7 @@ def test_every_picture_of_a_batch_is_as_it_is_alone(settings):
 
 def test_gradients():
     module = VIT.clone(depth=1)
-    images = pictures()
+    images = imgs()
     patches = flattened(images)
     params = oracle.random_params(module, patches, image_shape=SHAPES)
     weight = RNG.normal(size=(len(images), 8)).astype(np.float32)
@@ -138,7 +138,7 @@ def model():
 
 
 def test_bytes_are_normalised_in_either_form(model):
-    images = pictures(np.uint8)
+    images = imgs(np.uint8)
     batch = {"image": flattened(images), "image_shape": SHAPES}
     params = oracle.random_params(model, batch | {"text": np.ones((4, 5), np.int32)})
     apply = jax.jit(model.apply)
@@ -151,9 +151,9 @@ def test_bytes_are_normalised_in_either_form(model):
         np.testing.assert_allclose(alone, exact, atol=1e-5)
 
 
-def test_patch_dropout_of_whole_pictures():
+def test_patch_dropout_of_whole_images():
     module = VIT.clone(patch_dropout=0.5)
-    image = pictures()[1][None]
+    image = imgs()[1][None]
     params = oracle.random_params(module, image)
     _, tokens = module.apply({"params": params}, image, sample_seed=np.array([3], np.uint32))
     assert tokens.shape == (1, 8, 8)
@@ -170,13 +170,13 @@ SEED = np.zeros(2, np.uint32)
         ({}, PATCHES, None, r"need image_shape \[2, 2\].*there is none"),
         ({}, PATCHES, SHAPE[:1], r"there is \[1, 2\]"),
         ({}, PATCHES[..., :3], SHAPE, r"takes flattened patches \[N, 48\], not \[5, 3\]"),
-        ({}, np.zeros((1, 8, 8, 3)), SHAPE[:1], "whole pictures have their own shape"),
+        ({}, np.zeros((1, 8, 8, 3)), SHAPE[:1], "whole images have their own shape"),
         ({}, np.zeros((1, 8, 6, 3)), None, r"whose sides 4 divides, not \[8, 6, 3\]"),
         ({"positions": "learned"}, PATCHES, SHAPE, "only an image tower with positions='naflex'"),
-        ({"positions": "learned"}, PATCHES, None, r"takes pictures \[16, 16, 3\], not \[5, 48\]"),
+        ({"positions": "learned"}, PATCHES, None, r"takes images \[16, 16, 3\], not \[5, 48\]"),
         ({"stem": "conv"}, PATCHES, SHAPE, "stem='patch' and rope=None"),
         ({"rope": "eva"}, PATCHES, SHAPE, "stem='patch' and rope=None"),
-        ({"patch_dropout": 0.5}, PATCHES, SHAPE, "whole pictures, not flattened"),
+        ({"patch_dropout": 0.5}, PATCHES, SHAPE, "whole images, not flattened"),
     ],
     ids=str,
 )

@@ -50,7 +50,7 @@ def _init(key, given):
 
 
 def prompt(params, given, *, real=None, grid=None, boxes=True, texts=True, **settings):
-    """What the prompter makes of the pictures."""
+    """What the prompter makes of the images."""
     asked = {"boxes_BxMx4": given["boxes"] if boxes else None}
     asked |= {"text_BxMxD": given["texts"] if texts else None, "real_BxN": real}
     return _prompter(tuple(settings.items()), grid)(params, given["tokens"], asked)

@@ -52,7 +52,7 @@ def built(head="prompter", **settings):
 
 
 def batch(seed=0, size=B, length=6):
-    """Pictures and texts at random, two regions each; texts end with the end token."""
+    """Images and texts at random, two regions each; texts end with the end token."""
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 0.5, (size, M, 2))
     text = rng.integers(0, 31, (size, 6))
@@ -307,7 +307,7 @@ QUADRANTS = np.array(
 
 
 def quadrants(rng, size):
-    """Pictures of four coloured quadrants; a region's text is its colour."""
+    """Images of four coloured quadrants; a region's text is its colour."""
     colour = rng.integers(0, len(COLOURS), (size, 4))
     image = COLOURS[colour].reshape(size, 2, 2, 3).repeat(8, 1).repeat(8, 2)
     noise = rng.normal(0, 20, image.shape)

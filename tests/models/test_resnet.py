@@ -16,7 +16,7 @@ MODEL = ResNet(size=64, layers=(2, 1, 2, 1), width=4, output_dim=6)
 
 
 def oracle(params, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(pooled [output_dim], feature map [N, C]) of one picture [H, W, 3]."""
+    """(pooled [output_dim], feature map [N, C]) of one image [H, W, 3]."""
 
     def conv_norm(y, p, stride=1):
         kernel = p["kernel"] if p["kernel"].ndim == 4 else p["kernel"][None, None]
@@ -74,37 +74,37 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(1).normal(size=(3, 64, 64, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def outputs(params, pictures):
-    return jax.jit(MODEL.apply)({"params": params}, pictures)
+def outputs(params, images):
+    return jax.jit(MODEL.apply)({"params": params}, images)
 
 
-def test_equals_the_oracle(params, pictures, outputs):
+def test_equals_the_oracle(params, images, outputs):
     pooled, tokens = outputs
     assert pooled.shape == (3, 6)
     assert tokens.shape == (3, 4, 128)
     exact = jax.tree.map(np.float64, params)
-    for row, picture in enumerate(pictures):
-        wanted, features = oracle(exact, picture.astype(np.float64))
+    for row, img in enumerate(images):
+        wanted, features = oracle(exact, img.astype(np.float64))
         assert 0.2 < (features > 0).mean() < 0.9
         np.testing.assert_allclose(tokens[row], features, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(pooled[row], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_half_precision(params, pictures, outputs):
-    half = jax.jit(MODEL.clone(dtype="bfloat16").apply)({"params": params}, pictures)
+def test_half_precision(params, images, outputs):
+    half = jax.jit(MODEL.clone(dtype="bfloat16").apply)({"params": params}, images)
     for exact, rounded in zip(outputs, half, strict=True):
         assert rounded.dtype == jnp.bfloat16
         assert 0 < np.abs(exact - rounded).max() < 0.1 * np.abs(exact).max()
 
 
-def test_only_statistics_get_no_gradient(params, pictures):
+def test_only_statistics_get_no_gradient(params, images):
     def loss(p):
-        return jnp.square(MODEL.apply({"params": p}, pictures)[0]).sum()
+        return jnp.square(MODEL.apply({"params": p}, images)[0]).sum()
 
     for path, leaf in flatten_dict(jax.jit(jax.grad(loss))(params), sep="/").items():
         # A key's bias adds the same to all logits of a query.
@@ -141,7 +141,7 @@ def test_within_a_dual_encoder(params, outputs):
     ("settings", "message"),
     [
         ({"size": 48}, "multiple of 32 px, not 48 px"),
-        ({"size": 32}, r"takes pictures \[32, 32, 3\], not \[64, 64, 3\]"),
+        ({"size": 32}, r"takes images \[32, 32, 3\], not \[64, 64, 3\]"),
         ({"layers": (1, 1, 1)}, "4 stages of at least 1 block each"),
         ({"layers": (1, 0, 1, 1)}, "4 stages of at least 1 block each"),
         ({"width": 5}, "width must be even, not 5"),

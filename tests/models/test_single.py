@@ -49,7 +49,8 @@ def test_a_part_of_a_dual_encoder(part, train, both):
     own = {name: BATCH[name] for name in BATCH if name.startswith(part) or name == "sample_seed"}
     found = run(alone, {name: params[name] for name in names}, own)
     wanted = run(model, params, BATCH)
-    assert found.keys() == {f"{part}_embedding", f"{part}_tokens"} <= OUTPUTS.keys()
+    names = {f"{part}_embedding", f"{part}_embedding_raw", f"{part}_tokens"}
+    assert found.keys() == names <= OUTPUTS.keys()
     for name, value in found.items():
         np.testing.assert_allclose(value, wanted[name], rtol=1e-6, atol=1e-6)
 

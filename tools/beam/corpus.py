@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--filter", action="append", default=[], metavar="NAME=VALUE", help="see docs/data.md"
     )
     job = jobs.add_parser(
-        "dedup", parents=[common], help="which pictures are there twice", allow_abbrev=False
+        "dedup", parents=[common], help="which images are there twice", allow_abbrev=False
     )
     job.add_argument("--distance", type=int, default=4, help="bits of 64 that may differ, 0 to 10")
     job = jobs.add_parser(

@@ -1,7 +1,7 @@
-"""Which records show the same picture as another one: exact copies by sha256, near ones by a perceptual hash.
+"""Which records show the same image as another one: exact copies by sha256, near ones by a perceptual hash.
 
-Pictures are the same if their hashes differ in few bits, or if both are the same as a third one: a connected
-component of which the largest picture is kept, of equally large ones the first.
+Images are the same if their hashes differ in few bits, or if both are the same as a third one: a connected
+component of which the largest image is kept, of equally large ones the first.
 
 Components: the graph's nodes are different hashes, not records, and groups of near hashes, which may have edges by the
 square, give a spanning forest only. Forests are merged wherever Beam combines, and what is left, less edges than
@@ -38,7 +38,7 @@ class Fingerprint(beam.DoFn):
     """(id, record) -> (sha256, (node, id, pixels)); (id, {"reason": ...}) as `left_out`."""
 
     def process(self, item: tuple[int, dict[str, Any]]) -> Iterator[Any]:
-        """Decodes a small version of the picture."""
+        """Decodes a small version of the image."""
         ident, record = item
         try:
             node, exact, pixels = fingerprint(record)
@@ -218,12 +218,12 @@ def build(
     Args:
       pipeline: Beam's.
       job: the sources.
-      distance: bits by which hashes of the same picture differ at most.
+      distance: bits by which hashes of the same image differ at most.
       blocks: of a hash; see phash.py. None: what costs least for so many records.
       part: hashes that are compared at once.
 
     Raises:
-      UserError: a distance that is no number of 0 to `MAX_DISTANCE`.
+      UserError: a distance that is not a number of 0 to `MAX_DISTANCE`.
     """
     if not 0 <= distance <= MAX_DISTANCE:
         raise UserError(f"--distance must be from 0 to {MAX_DISTANCE}, not {distance}.")
@@ -240,7 +240,7 @@ def build(
         nodes
         | "Without hash" >> beam.Filter(lambda n: n[:1] == b"s")
         | "Count those" >> combiners.Count.Globally()
-        | "As count" >> beam.Map(lambda n: {"pictures without a perceptual hash": n})
+        | "As count" >> beam.Map(lambda n: {"images without a perceptual hash": n})
     )
     notes, everything = (
         [plain],

@@ -1,8 +1,8 @@
-"""A perceptual hash of a picture, and how to find all pairs of near hashes without comparing all pairs.
+"""A perceptual hash of an image, and how to find all pairs of near hashes without comparing all pairs.
 
-The hash is pHash: the signs, against their median, of 64 low frequencies of a cosine transform of the picture's 32x32
+The hash is pHash: the signs, against their median, of 64 low frequencies of a cosine transform of the image's 32x32
 grey version (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2.1). Two
-changes: the picture is averaged down to 32x32, where pHash blurs it and picks pixels; and the sums are of whole
+changes: the image is averaged down to 32x32, where pHash blurs it and picks pixels; and the sums are of whole
 numbers, so that they are the same on every machine.
 
 Pairs are found by blocks (Manku, Jain, Das Sarma, "Detecting Near-Duplicates for Web Crawling", 2007): of B blocks of
@@ -21,14 +21,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from clipjax.data.commands.hashes import hash_images
-from clipjax.data.picture import Picture
+from clipjax.data.encoded_image import EncodedImage
 
 BITS = 64
 MAX_DISTANCE = 10
 _SIDE, _LOW = 32, 8
 _DECODED = 2 * _SIDE  # pixels of the shorter side that are decoded at least
 _FRACTION = 1 << 12  # of the cosines, and with 1/64 of a grey level the unit of a frequency
-# A picture of which no frequency reaches this many grey levels (of 255) is flat here: its bits would be noise.
+# An image of which no frequency reaches this many grey levels (of 255) is flat here: its bits would be noise.
 _FLAT = 1.0
 
 
@@ -42,38 +42,38 @@ _COSINES_8x32 = _cosines()
 
 
 def fingerprint(record: Mapping[str, Any]) -> tuple[bytes, bytes, int]:
-    """(node, sha256 of the picture's bytes, its pixels).
+    """(node, sha256 of the image's bytes, its pixels).
 
-    The node is what pictures are told apart by: b"p" and the 8 bytes of the hash; for pictures without one (flat ones,
+    The node is what images are told apart by: b"p" and the 8 bytes of the hash; for images without one (flat ones,
     several in a record) b"s" and the sha256, so that they equal their exact copies only.
 
     Raises:
-      BadRecord: the picture cannot be used.
+      BadRecord: the image cannot be used.
     """
     images = record.get("image")
     images = list(images) if isinstance(images, list | tuple) else [images]
     exact = bytes.fromhex(hash_images(images))
-    pictures = [Picture(image) for image in images]
-    pixels = sum(p.size[0] * p.size[1] for p in pictures)
-    found = [phash(p) for p in pictures]  # decodes them all, whether their hashes are of use or not
+    imgs = [EncodedImage(image) for image in images]
+    pixels = sum(p.size[0] * p.size[1] for p in imgs)
+    found = [phash(p) for p in imgs]  # decodes them all, whether their hashes are of use or not
     if len(found) != 1 or found[0] is None:
         return b"s" + exact, exact, pixels
     return b"p" + found[0].to_bytes(8, "big"), exact, pixels
 
 
-def phash(picture: Picture) -> int | None:
-    """64 bits, or None for a picture that is flat.
+def phash(img: EncodedImage) -> int | None:
+    """64 bits, or None for an image that is flat.
 
     Raises:
       BadRecord: broken or truncated.
     """
-    grey = Image.fromarray(picture.pixels(_DECODED / min(picture.size))).convert("L").convert("F")
+    grey = Image.fromarray(img.pixels(_DECODED / min(img.size))).convert("L").convert("F")
     small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float64)
     return bits_of(np.rint(64 * small).astype(np.int64))
 
 
 def bits_of(grey_32x32: np.ndarray) -> int | None:
-    """The hash of a grey picture, int64 in 64ths of a grey level; None if it is flat."""
+    """The hash of a grey image, int64 in 64ths of a grey level; None if it is flat."""
     frequencies = (_COSINES_8x32 @ grey_32x32 @ _COSINES_8x32.T).ravel()
     # An amplitude a of a cosine in x and y makes a frequency of a * 32 / 2.
     if np.abs(frequencies).max() < _FLAT * 64 * _FRACTION**2 * _SIDE / 2:

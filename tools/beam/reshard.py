@@ -1,7 +1,7 @@
 """A data set in another layout and other shards, as `clipjax data convert` writes them, byte for byte.
 
 A piece of work is a shard. Which records it has follows from its number (a range of the source's order, or with a seed
-of a keyed permutation), so its worker reads them itself: no picture goes through the runner's shuffle, and a worker
+of a keyed permutation), so its worker reads them itself: no image goes through the runner's shuffle, and a worker
 holds a record at a time. In random order that costs a read at random for every record, which is what ArrayRecord and
 indexed tars are for; Parquet costs a row group a record, so write it as ArrayRecord first, and then shuffle that.
 """
@@ -67,7 +67,7 @@ class Cut(Records):
 
     def raw(self, place: int) -> tuple[dict[str, Any] | None, str]:
         """(the record as it is, ""), or (None, why it is left out)."""
-        index = place if self._order is None else self._order[place][1]
+        index = place if self._order is None else self._order.draw(place, 0)[1]
         if index in self._removed:
             return None, LISTED
         record, reason = read(self._source, index)

@@ -234,7 +234,7 @@ def _text_config(out: int, **ids: int) -> dict[str, Any]:
 
 
 def siglip(scan: bool, root: str) -> dict[str, Any]:
-    """SigLIP of one picture size; `root` is "params/" or nothing."""
+    """SigLIP of one image size; `root` is "params/" or nothing."""
     tensors = _tensors(_siglip_shapes(scan), root)
     state = _renamed(_layers_apart(tensors, root), HUGGING_FACE)
     _fused(state, "vision_model.head.attention.", "in_proj_weight", "in_proj_bias")

@@ -76,12 +76,12 @@ def load(model: torch.nn.Module, tensors: Tensors) -> torch.nn.Module:
 
 
 def images(count: int, size: int) -> dict[str, Any]:
-    """Inputs entry of `count` square pictures."""
+    """Inputs entry of `count` square images."""
     return {"key": f"images of {size}", "shape": [count, size, size, 3]}
 
 
 def nchw(spec: dict[str, Any]) -> torch.Tensor:
-    """The pictures of an inputs entry as torch wants them."""
+    """The images of an inputs entry as torch wants them."""
     return torch.from_numpy(parity_weights.pixels(**spec)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -51,14 +51,14 @@ def _pixel_values(inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def pair(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Outputs of a dual encoder."""
-    pictures = naflex(inputs) if "patches" in inputs else _pixel_values(inputs)
-    found = model(input_ids=torch.tensor(inputs["text"]), **pictures)
+    imgs = naflex(inputs) if "patches" in inputs else _pixel_values(inputs)
+    found = model(input_ids=torch.tensor(inputs["text"]), **imgs)
     bias = getattr(model, "logit_bias", None)
     return golden.outputs(found.image_embeds, found.text_embeds, model.logit_scale, bias)
 
 
 def naflex(inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Arguments of a NaFlex tower; patches beyond a picture are zeros, as the image processor pads."""
+    """Arguments of a NaFlex tower; patches beyond an image are zeros, as the image processor pads."""
     return {
         "pixel_values": torch.from_numpy(parity_weights.patches({"inputs": inputs})),
         "pixel_attention_mask": torch.tensor(inputs["patch_mask"]),
@@ -67,7 +67,7 @@ def naflex(inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def image_tower(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Outputs of an image tower alone, with the tokens of the first picture."""
+    """Outputs of an image tower alone, with the tokens of the first image."""
     found = model(**_pixel_values(inputs))
     pooled = getattr(found, "image_embeds", None)
     pooled = found.pooler_output if pooled is None else pooled
@@ -221,7 +221,7 @@ def _siglip_vision(v4: bool = False) -> dict[str, Any]:
     )
 
 
-# Three pictures in one batch: wide with one patch of padding, small, and one of the table's own grid.
+# Three images in one batch: wide with one patch of padding, small, and one of the table's own grid.
 NAFLEX_SHAPES = [[3, 5], [2, 4], [4, 4]]
 NAFLEX_INPUTS = {
     "patches": {"key": "patches", "shape": [3, 16, 3 * 4 * 4]},
@@ -231,7 +231,7 @@ NAFLEX_INPUTS = {
 
 
 def siglip2_naflex() -> dict[str, Any]:
-    """Pictures of several shapes in patches; positions are resized for each."""
+    """Images of several shapes in patches; positions are resized for each."""
     vision = {key: value for key, value in VISION.items() if key != "image_size"}
     vision |= {"patch_size": 4, "num_patches": 16}
     ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "projection_size": 36}

@@ -62,7 +62,7 @@ class Origin:
       change: arguments of `convert` on the way to clipjax's checkpoint: dtype, size, length.
       more: arguments of `convert` on the way back.
       targets: formats to write; None: all.
-      batch: inputs, float32 pictures and ids; None: made for the model's sizes.
+      batch: inputs, float32 images and ids; None: made for the model's sizes.
       said: of a mixture of experts, what its file does not say.
     """
 
@@ -297,7 +297,7 @@ def parameters(model: ConfigDict) -> dict[str, Tensor]:
 
 
 def batch_for(model: Mapping[str, Any], tokenizer: Any) -> dict[str, np.ndarray]:
-    """Inputs of a model's sizes: pictures, and ids of texts if there is a tokenizer, else of none in particular."""
+    """Inputs of a model's sizes: images, and ids of texts if there is a tokenizer, else of none in particular."""
     batch: dict[str, np.ndarray] = {}
     image, text = model.get("image"), model.get("text")
     if image is not None and image.get("positions") == "naflex":

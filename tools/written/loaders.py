@@ -37,7 +37,7 @@ class Loaded:
       architecture: class or function that loaded it.
       embed: inputs (`image`, `image_shape`, `text`) -> embeddings by clipjax's names, not normalised.
       ids: texts -> rows; None where the directory has no tokenizer.
-      pixels: name of a way -> picture -> what the model is given; the same number of ways as the library has.
+      pixels: name of a way -> image -> what the model is given; the same number of ways as the library has.
       embed_texts: texts -> embeddings, through the library's own tokenizer and all that it gives the model.
       wrong: keys that are missing or left over.
     """
@@ -69,7 +69,7 @@ def load(folder: Path, case: Mapping[str, Any], checkouts: Mapping[str, Path | N
 
 
 def nchw(images_BxHxWx3: np.ndarray) -> torch.Tensor:
-    """Pictures as torch wants them."""
+    """Images as torch wants them."""
     return torch.from_numpy(images_BxHxWx3).permute(0, 3, 1, 2).contiguous()
 
 
@@ -130,7 +130,7 @@ def _open_clip(folder: Path, case: Mapping[str, Any]) -> Loaded:
     model.eval()
     loaded = Loaded(f"open_clip.{type(model).__name__}", _dual(model))
     loaded.wrong = _compared(model, _keys(folder))
-    loaded.pixels["transform"] = lambda picture: _nhwc(transform(picture))
+    loaded.pixels["transform"] = lambda image: _nhwc(transform(image))
     if case["texts"]:
         tokenizer = open_clip.get_tokenizer(name)
         loaded.ids = lambda texts: tokenizer(texts).numpy()
@@ -176,8 +176,8 @@ def _keyword(processor: Callable[..., Any], texts: list[str]) -> Any:
     return processor(text=texts)
 
 
-def _processed(processor: Any, picture: Image.Image) -> np.ndarray:
-    found = processor(images=[picture], return_tensors="pt")["pixel_values"][0]
+def _processed(processor: Any, image: Image.Image) -> np.ndarray:
+    found = processor(images=[image], return_tensors="pt")["pixel_values"][0]
     return _nhwc(found) if found.ndim == 3 else found.numpy()
 
 
@@ -242,7 +242,7 @@ def _timm(folder: Path, case: Mapping[str, Any]) -> Loaded:
     )
     # A directory that came from timm keeps a margin that timm cuts off, and clipjax does not.
     if config["crop_pct"] == 1:
-        loaded.pixels["transform"] = lambda picture: _nhwc(transform(picture))
+        loaded.pixels["transform"] = lambda image: _nhwc(transform(image))
     return loaded
 
 

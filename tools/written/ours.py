@@ -22,7 +22,7 @@ from clipjax.mesh import make_mesh
 from clipjax.models import make_model
 from written import cases
 
-PICTURE = (61, 43)  # height, width
+IMAGE = (61, 43)  # height, width
 
 
 def write(output: Path, only: str = "") -> None:
@@ -91,15 +91,15 @@ def _has_tokenizer(source: Source) -> bool:
 
 
 def _prepared(source: Source) -> dict[str, np.ndarray]:
-    """What clipjax makes of one picture, and of `cases.TEXTS`."""
+    """What clipjax makes of one image, and of `cases.TEXTS`."""
     found: dict[str, np.ndarray] = {}
     model = source.config.model
     if "image" in model:
         generator = np.random.default_rng(0)
         small = generator.integers(0, 256, (8, 6, 3), np.uint8)
-        picture = Image.fromarray(small).resize(PICTURE[::-1], Image.Resampling.BICUBIC)
+        image = Image.fromarray(small).resize(IMAGE[::-1], Image.Resampling.BICUBIC)
         encoder = Encoder(make_model(model), source.config, source.tokenizer, make_mesh())
-        pixels = encoder.pixels(picture)
+        pixels = encoder.pixels(image)
         preset = Preset.of(source.config)
         if isinstance(pixels, Patches):
             found["shape"] = np.array(pixels.shape)
@@ -110,7 +110,7 @@ def _prepared(source: Source) -> dict[str, np.ndarray]:
         if isinstance(pixels, Patches):
             normal = normal.reshape(pixels.patches.shape)
             normal[np.prod(pixels.shape) :] = 0
-        found |= {"picture": np.asarray(picture), "pixels": normal.astype(np.float32)}
+        found |= {"image": np.asarray(image), "pixels": normal.astype(np.float32)}
     if _has_tokenizer(source):
         found["ids"] = source.tokenizer(list(cases.TEXTS))
     return found

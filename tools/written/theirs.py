@@ -73,9 +73,9 @@ def _compare(
         if not row[name] <= TOLERANCE:
             problems.append(f"{name} differs by {row[name]:.2g}")
     if "pixels" in ours:
-        picture = Image.fromarray(ours["picture"])
+        image = Image.fromarray(ours["image"])
         for way, make in loaded.pixels.items():
-            theirs = make(picture)
+            theirs = make(image)
             if theirs.shape != ours["pixels"].shape:
                 problems.append(f"pixels ({way}) are {theirs.shape}, not {ours['pixels'].shape}")
                 continue

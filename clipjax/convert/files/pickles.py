@@ -58,7 +58,7 @@ def _check_key(key: Any) -> None:
             or (type(part) is int and not -(2**63) <= part < 2**63)
             or (type(part) in (str, bytes) and len(part) > MAX_KEY_LENGTH)
         ):
-            raise Refused("has a dict with a key that is no plain value, or very long")
+            raise Refused("has a dict with a key that is not a plain value, or very long")
 
 
 def set_items(target: dict[Any, Any], pairs: Iterable[tuple[Any, Any]]) -> None:

@@ -172,7 +172,9 @@ def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{directory} is no directory to write in: {error.strerror}.") from error
+        raise UserError(
+            f"{directory} is not a directory that can be written: {error.strerror}."
+        ) from error
 
 
 def _flush_directory(directory: Path) -> None:

@@ -101,6 +101,8 @@ def check_key(key: Any, count: int) -> None:
         Refused: the key is no string or too long, or it is one of too many.
     """
     if not isinstance(key, str) or len(key) > MAX_KEY_LENGTH:
-        raise Refused(f"has a tensor whose key is no string of at most {MAX_KEY_LENGTH} characters")
+        raise Refused(
+            f"has a tensor whose key is not a string of at most {MAX_KEY_LENGTH} characters"
+        )
     if count >= MAX_TENSORS:
         raise Refused(f"has more than {MAX_TENSORS} tensors")

@@ -138,7 +138,7 @@ class _Walk:
             return self._sequence(key, value, depth)
         if type(value) is Storage:
             raise Refused(f"holds a storage without a tensor, {shown(key)}; save tensors instead")
-        raise Refused(f"holds an object at {shown(key)} that is no plain value")
+        raise Refused(f"holds an object at {shown(key)} that is not a plain value")
 
     def mapping(self, key: str, items: dict[Any, Any], depth: int) -> dict[Any, Any]:
         """`plain` of a dict; notes it in `dicts` if there are tensors in it."""

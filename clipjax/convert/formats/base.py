@@ -60,8 +60,8 @@ class Description:
     Attributes:
       model: the `model` section.
       table: from its tensors to the model's parameters.
-      preset: how its pictures are prepared; None for models of texts.
-      tokenizer: called when it is needed; None for models of pictures, or where there is none.
+      preset: how its images are prepared; None for models of texts.
+      tokenizer: called when it is needed; None for models of images, or where there is none.
       resample: how the format's own library resamples a grid of positions (`positions.METHODS`).
       notes: what was taken for granted, as sentences for the user.
       hints: what the model itself does not tell but the way back needs, such as which of two layouts of keys it was.

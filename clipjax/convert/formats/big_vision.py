@@ -46,7 +46,7 @@ def describe(weights: Weights, options: Options) -> Description:
     naflex = model.image.positions == "naflex"
     preset = PRESET._replace(**({"resize": "naflex"} if naflex else {}))
     hints = {"scanned": _scanned(shapes), "scalars": shapes.get("t") == ()}
-    note = "Files of big_vision do not say how pictures are prepared; SigLIP's way is taken."
+    note = "Files of big_vision do not say how images are prepared; SigLIP's way is taken."
     return Description(model, table(model, hints), preset, None, "zoom", (note,), hints)
 
 
@@ -101,7 +101,7 @@ def _image(shapes: Shapes) -> ConfigDict:
     patch = math.isqrt(kernel[0] // 3) if naflex else kernel[0]
     grid = table_[0] if naflex else math.isqrt(table_[1])
     if not naflex and grid * grid != table_[1]:
-        raise UserError(f"The {table_[1]} positions of the image tower are no square grid.")
+        raise UserError(f"The {table_[1]} positions of the image tower are not a square grid.")
     pool = "map" if any(key.startswith("img/MAPHead_0/") for key in shapes) else "average"
     if "img/cls" in shapes:
         pool = "class"

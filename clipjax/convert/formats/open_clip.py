@@ -113,12 +113,12 @@ def _preset(described: Mapping[str, Any], model: ConfigDict) -> tuple[Preset, tu
     if "preprocess_cfg" not in described:
         siglip = "logit_bias" in described or model.get("init_bias") is not None
         return PRESETS["siglip" if siglip else "clip"], (
-            "There is no preprocess_cfg; pictures are prepared as this family's are.",
+            "There is no preprocess_cfg; images are prepared as this family's are.",
         )
     preset, size = from_open_clip(described["preprocess_cfg"])
     if size is not None and size != model.image.size:
         raise UserError(
-            f"{CONFIG}: preprocess_cfg makes pictures of {size} px, but the model takes {model.image.size} px."
+            f"{CONFIG}: preprocess_cfg makes images of {size} px, but the model takes {model.image.size} px."
         )
     return preset, ()
 

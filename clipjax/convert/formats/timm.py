@@ -59,7 +59,7 @@ def describe(weights: Weights, options: Options) -> Description:
         preset = _preset(config["pretrained_cfg"], model.image.size)
     else:
         preset = PRESETS["imagenet" if "dinov2" in name else "inception"]
-        notes = ("There is no config.json; pictures are prepared as this family's mostly are.",)
+        notes = ("There is no config.json; images are prepared as this family's mostly are.",)
     hints = {"timm": name, "timm_args": args, "pretrained_cfg": config.get("pretrained_cfg", {})}
     return Description(model, _table(args), preset, None, "bicubic_antialias", notes, hints)
 
@@ -83,7 +83,7 @@ def _table(args: Mapping[str, Any]) -> KeyTable:
 
 
 def _preset(config: Mapping[str, Any], size: int) -> Preset:
-    """How timm's `create_transform` prepares pictures of a `pretrained_cfg` at evaluation.
+    """How timm's `create_transform` prepares images of a `pretrained_cfg` at evaluation.
 
     Raises:
       UserError: in a way that clipjax does not have.
@@ -147,7 +147,7 @@ def _named(model: ConfigDict, hints: Mapping[str, Any]) -> tuple[str, dict[str, 
 
 
 def _pretrained(config: ConfigDict, hints: Mapping[str, Any], classes: int) -> dict[str, Any]:
-    """How timm prepares pictures.
+    """How timm prepares images.
 
     Raises:
       UserError: otherwise than this model's are prepared.

@@ -20,7 +20,7 @@ ROUNDS = 3
 STAGES = {
     "read": "a record at random",
     "decode": "no finer than its view needs",
-    "augment": "crop, resize, colours of decoded pictures",
+    "augment": "crop, resize, colours of decoded images",
     "tokenize": "caption policy and tokenizer",
 }
 WHOLE, LIMIT = "whole sample", "limit"
@@ -30,7 +30,7 @@ def bench(data: Named, seconds: float = 2.0, output: str | None = None) -> int:
     """Times the stages of a sample side by side, best of `ROUNDS` interleaved rounds, and prints a table.
 
     Each stage and the whole sample run in one thread; then the training pipeline with threads and with worker
-    processes. The limit is libjpeg-turbo alone, decoding whole pictures on every core.
+    processes. The limit is libjpeg-turbo alone, decoding whole images on every core.
 
     Args:
       data: the sources; a config also says what is done with them.
@@ -105,7 +105,7 @@ def wall(
       rates: samples a second of the `STAGES` and of the whole sample, in one thread.
       speeds: of the pipeline with some settings.
       cores: that there are.
-      side: pixels of the pictures' shorter sides, the median.
+      side: pixels of the images' shorter sides, the median.
       view: pixels of a view's side.
     """
     best = max(speeds, key=speeds.__getitem__)
@@ -113,7 +113,9 @@ def wall(
     share = rates[WHOLE] / rates[slowest]
     gain = speeds[best] / rates[WHOLE]
     if side > 2 * view:
-        decoding = f"store smaller pictures (their shorter side is {side:.0f} pixels, and a view has {view})"
+        decoding = (
+            f"store smaller images (their shorter side is {side:.0f} pixels, and a view has {view})"
+        )
     else:
         decoding = "give the data more processes or cores, or store JPEGs if these are others"
     advice = {
@@ -156,12 +158,12 @@ def _print(
         table.add_row("pipeline", f"{speed:,.0f}", f"{1000 / speed:.3f}", share, how)
     if LIMIT in rates:
         limit = rates[LIMIT] * cores
-        note = f"libjpeg-turbo alone, whole pictures, {cores} cores"
+        note = f"libjpeg-turbo alone, whole images, {cores} cores"
         share = f"{max(speeds.values()) / limit:.0%}"
         table.add_row(LIMIT, f"{limit:,.0f}", f"{1000 / limit:.3f}", share, note)
     out.print(table)
     if LIMIT in rates:
         out.print("The limit's share is what the fastest pipeline reaches of it.", style="dim")
     else:
-        out.print("No JPEGs among the pictures, so there is no limit to compare with.", style="dim")
+        out.print("No JPEGs among the images, so there is no limit to compare with.", style="dim")
     out.print(sentence, markup=False, highlight=False, soft_wrap=True)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from clipjax.data.augment import augment
 from clipjax.data.bad import BadRecord
+from clipjax.data.encoded_image import EncodedImage
 from clipjax.data.features.image import Image as Views
 from clipjax.data.features.text import Text
-from clipjax.data.picture import Picture
 from clipjax.data.pipeline import batches
 from clipjax.data.stream import Stream
 from clipjax.errors import UserError
@@ -30,8 +30,8 @@ class Stages:
 
     Attributes:
       size: side of a view.
-      sides: shorter sides of the pictures.
-      jpegs: pictures that libjpeg-turbo decodes by itself.
+      sides: shorter sides of the images.
+      jpegs: images that libjpeg-turbo decodes by itself.
 
     Raises:
       UserError: none of the records can be used, or a run without images or texts.
@@ -78,11 +78,11 @@ class Stages:
             self._stream.sources[source][number]
 
     def decode(self, number: int) -> None:
-        """Decodes a picture as finely as its view needs."""
+        """Decodes an image as finely as its view needs."""
         self._views[number % len(self._views)].decode()
 
     def augment(self, number: int) -> None:
-        """Makes the first view of a decoded picture: crop, resize, colours."""
+        """Makes the first view of a decoded image: crop, resize, colours."""
         number %= len(self._views)
         self._recolour(self._views[number], number)
 
@@ -101,7 +101,7 @@ class Stages:
 
 
 class _View:
-    """A picture that is decoded when it is first asked for, always in the same way after that.
+    """An image that is decoded when it is first asked for, always in the same way after that.
 
     Attributes:
       encoded: bytes, or an array.
@@ -110,25 +110,25 @@ class _View:
     """
 
     def __init__(self, encoded: Any):
-        self.encoded, self.size, self.bytes = encoded, Picture(encoded).size, 0
-        self._ask: Callable[[Picture], Any] | None = None
+        self.encoded, self.size, self.bytes = encoded, EncodedImage(encoded).size, 0
+        self._ask: Callable[[EncodedImage], Any] | None = None
         self._found: Any = None
 
     def pixels(self, scale: float, background: tuple[int, int, int]) -> np.ndarray:
-        """As `Picture.pixels`."""
-        return self._once(lambda picture: picture.pixels(scale, background))
+        """As `EncodedImage.pixels`."""
+        return self._once(lambda encoded: encoded.pixels(scale, background))
 
     def image(self, background: tuple[int, int, int]) -> Image.Image:
-        """As `Picture.image`."""
-        return self._once(lambda picture: picture.image(background))
+        """As `EncodedImage.image`."""
+        return self._once(lambda encoded: encoded.image(background))
 
     def decode(self) -> Any:
         """What was asked for, decoded again."""
-        return self._ask(Picture(self.encoded))
+        return self._ask(EncodedImage(self.encoded))
 
-    def _once(self, ask: Callable[[Picture], Any]) -> Any:
+    def _once(self, ask: Callable[[EncodedImage], Any]) -> Any:
         if self._ask is None:
-            self._ask, self._found = ask, ask(Picture(self.encoded))
+            self._ask, self._found = ask, ask(EncodedImage(self.encoded))
             self.bytes = np.asarray(self._found).nbytes
         return self._found
 

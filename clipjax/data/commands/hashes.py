@@ -1,4 +1,4 @@
-"""A file of hashes of a data set's pictures, one line "index sha256" a record: written once, compared ever after."""
+"""A file of hashes of a data set's images, one line "index sha256" a record: written once, compared ever after."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ UNREADABLE = "-"  # in the place of a hash
 
 
 def hash_images(image: Any) -> str:
-    """sha256 of a picture's bytes, of an array's shape and bytes, or of the hashes of several pictures.
+    """sha256 of an image's bytes, of an array's shape and bytes, or of the hashes of several images.
 
     Raises:
       BadRecord: it is none of these.
@@ -31,7 +31,7 @@ def hash_images(image: Any) -> str:
         return hashlib.sha256(head + image.tobytes()).hexdigest()
     if isinstance(image, bytes | bytearray | memoryview):
         return hashlib.sha256(image).hexdigest()
-    raise BadRecord("image is neither bytes, array nor picture")
+    raise BadRecord("image is neither bytes, array nor image")
 
 
 class Hashes:
@@ -76,7 +76,7 @@ class Hashes:
         number, _, digest = line.strip().partition(" ")
         if number != str(index) or (digest != UNREADABLE and len(digest) != 64):
             raise UserError(
-                f"{self._path!r} is no file of hashes: its line {index + 1} is {line.strip()[:80]!r}, not '{index} "
+                f"{self._path!r} is not a file of hashes: its line {index + 1} is {line.strip()[:80]!r}, not '{index} "
                 "SHA256'; choose another file for --hashes."
             )
         return digest

@@ -1,4 +1,4 @@
-"""`clipjax data inspect`: what a data set holds, from a sample of its records: numbers, and a page of pictures."""
+"""`clipjax data inspect`: what a data set holds, from a sample of its records: numbers, and a page of images."""
 
 import collections
 import os
@@ -13,23 +13,23 @@ from clipjax.data.bad import BadRecord
 from clipjax.data.commands.inspection_page import Shown, write_page
 from clipjax.data.commands.named import Named, open_source
 from clipjax.data.commands.shards import FILTERED
+from clipjax.data.encoded_image import EncodedImage
 from clipjax.data.filters import make_filter
 from clipjax.data.geometry import WHOLE
 from clipjax.data.orders.shuffle import Shuffle
-from clipjax.data.picture import Picture
 from clipjax.data.regions import check_box_format, draw_regions
 from clipjax.data.sources.rows import strings
 from clipjax.errors import UserError
 from clipjax.log.console import console
 from clipjax.log.pages.numbers import short_number
 
-PICTURES = 48  # of a page, of all sources together
+IMAGES = 48  # of a page, of all sources together
 _ALL = {"count": 0, "min_visible": 0.0, "min_side": 0.0}
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"))
 
 
 def inspect(data: Named, limit: int = 1000, output: str | None = None) -> int:
-    """Prints a table for every named source, and writes a page of its pictures.
+    """Prints a table for every named source, and writes a page of its images.
 
     Args:
       data: the sources. Tokens are counted with the config's tokenizer, without a config with CLIP's.
@@ -72,7 +72,7 @@ def inspect(data: Named, limit: int = 1000, output: str | None = None) -> int:
             except Exception as error:  # of a library that met damage, or of somebody's source
                 facts.left_out[f"cannot be read ({type(error).__name__})"] += 1
                 continue
-            if output and len(shown[name]) < max(1, PICTURES // len(data.entries)):
+            if output and len(shown[name]) < max(1, IMAGES // len(data.entries)):
                 shown[name].append(Shown(index, record, box_format))
                 if stream is not None:
                     view = stream.view(number, index, record, (data.config.seed, index))
@@ -81,7 +81,7 @@ def inspect(data: Named, limit: int = 1000, output: str | None = None) -> int:
         _print(name, tables[name])
     if output:
         write_page(output, tables, shown)
-        print(f"Pictures: {output}")
+        print(f"Images: {output}")
     return 0
 
 
@@ -103,31 +103,31 @@ class Facts:
         """Counts one record.
 
         Raises:
-          BadRecord: its pictures, captions or boxes cannot be used; then nothing of it is counted.
+          BadRecord: its images, captions or boxes cannot be used; then nothing of it is counted.
         """
         images = record.get("image")
         images = list(images) if isinstance(images, list | tuple) else [images]
         images = [image for image in images if image is not None]
-        pictures = [Picture(image) for image in images]
+        encoded_images = [EncodedImage(image) for image in images]
         texts = strings(record.get("text"))
-        if not pictures and not texts:
+        if not encoded_images and not texts:
             raise BadRecord("there is no image")
-        for picture in pictures:
-            picture.pixels(1 / 8)  # tells whether it is broken
+        for encoded in encoded_images:
+            encoded.pixels(1 / 8)  # tells whether it is broken
         if texts and not any(text.strip() for text in texts):
             raise BadRecord("text is empty")
-        for picture in pictures:
+        for encoded in encoded_images:
             rng = np.random.default_rng(0)
-            draw_regions(record, self._box_format, picture.size, WHOLE, _ALL, rng)
+            draw_regions(record, self._box_format, encoded.size, WHOLE, _ALL, rng)
         boxes = record.get("boxes")
-        for image, picture in zip(images, pictures, strict=True):
-            width, height = picture.size
+        for image, encoded in zip(images, encoded_images, strict=True):
+            width, height = encoded.size
             self._formats[image_format(image)] += 1
             self._note("width", width)
             self._note("height", height)
-            self._note("longer / shorter side", max(picture.size) / min(picture.size))
-            self._note("bytes a picture", image.nbytes if hasattr(image, "nbytes") else len(image))
-        self._note("pictures a record", len(pictures))
+            self._note("longer / shorter side", max(encoded.size) / min(encoded.size))
+            self._note("bytes an image", image.nbytes if hasattr(image, "nbytes") else len(image))
+        self._note("images a record", len(encoded_images))
         self._note("captions a record", len(texts))
         self._note("regions a record", 0 if boxes is None else len(boxes))
         for text in texts:
@@ -150,11 +150,11 @@ class Facts:
         if not seen:
             return found
         if self._formats:
-            sizes = self._numbers["bytes a picture"]
-            found["pictures together"] = f"about {short_number(sum(sizes) / looked * length)}B"
+            sizes = self._numbers["bytes an image"]
+            found["images together"] = f"about {short_number(sum(sizes) / looked * length)}B"
             found["formats"] = _shares(self._formats)
-        sides = ("width", "height", "longer / shorter side", "bytes a picture")
-        each = ("pictures a record", "captions a record", "words a caption", "tokens a caption")
+        sides = ("width", "height", "longer / shorter side", "bytes an image")
+        each = ("images a record", "captions a record", "words a caption", "tokens a caption")
         for name in (*sides, *each):
             if self._numbers[name]:
                 found[name] = _quantiles(self._numbers[name])
@@ -171,7 +171,7 @@ class Facts:
 
 
 def image_format(image: Any) -> str:
-    """What kind of picture this is, by its first bytes."""
+    """What kind of image this is, by its first bytes."""
     if hasattr(image, "shape"):
         return "array"
     head = bytes(image[:12])

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from clipjax.data.bad import BadRecord
+from clipjax.data.encoded_image import EncodedImage
 from clipjax.data.features import Features, View
 from clipjax.data.geometry import WHOLE
-from clipjax.data.picture import Picture
 from clipjax.data.regions import draw_regions
 from clipjax.data.sources.rows import strings
-from clipjax.log.pages.pictures import COLOURS, escaped, frame_html, thumbnail_uri
+from clipjax.log.pages.images import COLOURS, escaped, frame_html, thumbnail_uri
 from clipjax.log.writers import replace_file
 
 THUMB = 320  # pixels of the longer side
@@ -57,7 +57,7 @@ class Shown:
         images = record.get("image")
         image = images[0] if isinstance(images, list | tuple) else images
         if image is not None:
-            self._show(Picture(image), record, box_format)
+            self._show(EncodedImage(image), record, box_format)
         self.views: list[str] = []
         self.trained = False
         self.view_boxes: np.ndarray = np.zeros((0, 4), np.float32)
@@ -66,14 +66,14 @@ class Shown:
         self.view_colours: list[int] = []  # those of the same regions as stored
         self.remark = ""
 
-    def _show(self, picture: Picture, record: Mapping[str, Any], box_format: str) -> None:
-        scale = 2 * THUMB / max(picture.size)
-        self.size, self.image = picture.size, thumbnail_uri(picture.pixels(scale), THUMB)
+    def _show(self, encoded: EncodedImage, record: Mapping[str, Any], box_format: str) -> None:
+        scale = 2 * THUMB / max(encoded.size)
+        self.size, self.image = encoded.size, thumbnail_uri(encoded.pixels(scale), THUMB)
         boxes = record.get("boxes")
         every = {"count": 0 if boxes is None else len(boxes), "min_visible": 0.0, "min_side": 0.0}
         rng = np.random.default_rng(0)
         self.boxes, self.region_texts = draw_regions(
-            record, box_format, picture.size, WHOLE, every, rng
+            record, box_format, encoded.size, WHOLE, every, rng
         )
 
     def train(self, features: Features, view: View) -> None:

@@ -51,7 +51,7 @@ def verify(
     Args:
       data: the sources.
       output: JSON lines of `source`, `index`, `reason`, one a bad record.
-      hashes: a file of lines "index sha256" of the pictures' bytes; it is written, or if it is there, compared.
+      hashes: a file of lines "index sha256" of the images' bytes; it is written, or if it is there, compared.
       workers: processes.
       limit: only the first records of each source.
 
@@ -93,7 +93,7 @@ class Check:
     Args:
       name, entry: of the source.
       asked: what a record must have.
-      hashes: whether to hash pictures.
+      hashes: whether to hash images.
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], asked: "Asked", hashes: bool):

@@ -80,10 +80,10 @@ class Image:
           BadRecord: no image, or one that cannot be used.
         """
         del record
-        picture, found, frames = view.picture, [], []
+        image, found, frames = view.image, [], []
         for number, settings in enumerate(self.views):
             rng = view.generator(self.name, number) if number else rng
-            pixels, geometry = augment(picture, self.size, settings, self.fitting, rng)
+            pixels, geometry = augment(image, self.size, settings, self.fitting, rng)
             found.append(pixels)
             frames.append(Frame(geometry, self.size))
         view.frames[self.name] = frames

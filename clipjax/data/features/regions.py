@@ -78,7 +78,7 @@ class Regions:
         """
         box_format, geometry = view.entry.get("box_format", "xyxy"), view.frame("image").geometry
         boxes_Nx4, texts = draw_regions(
-            record, box_format, view.picture.size, geometry, self._settings, rng
+            record, box_format, view.image.size, geometry, self._settings, rng
         )
         view.captions["regions"], n = texts, len(texts)
         boxes_Mx4 = np.zeros((self.count, 4), np.float32)

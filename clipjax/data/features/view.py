@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipjax.data.bad import BadRecord
+from clipjax.data.encoded_image import EncodedImage
 from clipjax.data.geometry import Geometry
-from clipjax.data.picture import Picture
 from clipjax.errors import UserError
 
 SOURCE_BITS = 40  # a sample_id is (number of the source << 40) + index of the record
@@ -88,14 +88,14 @@ class View:
         return int(self.rng.integers(len(images)))
 
     @functools.cached_property
-    def picture(self) -> Picture:
+    def image(self) -> EncodedImage:
         """The image, undecoded; its `size` is (width, height), upright.
 
         Raises:
           BadRecord: there is none, or it cannot be used.
         """
         image, number = self.record.get("image"), self.image_number
-        return Picture(image if number is None else image[number])
+        return EncodedImage(image if number is None else image[number])
 
     def frame(self, feature: str = "image", number: int = 0) -> Frame:
         """A view of an image feature that has run.

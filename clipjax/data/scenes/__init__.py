@@ -3,10 +3,10 @@ real, the layout is synthetic. `Scenes` is a source of raw records; tools/make_s
 
     sprites.py      which drawings there are, and one of them turned, flipped and scaled
     backgrounds.py  photographs that scikit-image ships, and made-up ones
-    layout.py       where objects lie, what hides what, and the painted picture
+    layout.py       where objects lie, what hides what, and the painted image
     facts.py        what is true of a layout: sizes, places, relations
     texts.py        those facts in words, and captions in which one of them is wrong
-    sheet.py        a picture to look at
+    sheet.py        an image to look at
 """
 
 from clipjax.data.scenes.backgrounds import TEST_PHOTOS, TRAIN_PHOTOS

@@ -66,14 +66,14 @@ def objects(value: Any) -> tuple[int, int]:
 
 
 def scale(value: Any, size: tuple[int, int]) -> tuple[float, float]:
-    """(low, high), of which the low one leaves something to see in a picture of `size`."""
+    """(low, high), of which the low one leaves something to see in an image of `size`."""
     low, high = _pair("scale", value)
     if any(wanted(0.0, v) for v in (low, high)) or not 0 < low <= high <= 1:
         raise UserError(f"Scenes need (low, high) above 0 and up to 1 for 'scale', not {value!r}.")
     if low * min(size) < LEAST_SIDE:
         raise UserError(
-            f"Scenes with the scale {value!r} would have objects of less than {LEAST_SIDE} pixels in a picture of "
-            f"{size[0]} x {size[1]}; begin at {LEAST_SIDE / min(size):.3g}, or make the picture larger."
+            f"Scenes with the scale {value!r} would have objects of less than {LEAST_SIDE} pixels in an image of "
+            f"{size[0]} x {size[1]}; begin at {LEAST_SIDE / min(size):.3g}, or make the image larger."
         )
     return float(low), float(high)
 

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 
-Box = Sequence[float]  # x1, y1, x2, y2 as fractions of the picture
+Box = Sequence[float]  # x1, y1, x2, y2 as fractions of the image
 
-SMALL, LARGE = 0.2, 0.35  # the square root of a box's share of the picture: below, above
+SMALL, LARGE = 0.2, 0.35  # the square root of a box's share of the image: below, above
 TWICE = 2.0  # of two things with one name, the larger has at least so many times the area
 HIDES = 0.05  # share of a thing that another must hide to be in front of it
 
-# Row and column of the picture's thirds -> words.
+# Row and column of the image's thirds -> words.
 PLACES = {
     (0, 0): "at the top left",
     (0, 1): "at the top",
@@ -26,7 +26,7 @@ Relation = tuple[int, str, int]  # (object, words, object)
 
 
 def area(box: Box) -> float:
-    """Share of the picture."""
+    """Share of the image."""
     x1, y1, x2, y2 = box
     return (x2 - x1) * (y2 - y1)
 
@@ -44,7 +44,7 @@ def size(box: Box, full: Box) -> str:
 
 
 def place(box: Box) -> tuple[int, int]:
-    """The third of the picture's height and width in which the centre of a box is: a key of `PLACES`."""
+    """The third of the image's height and width in which the centre of a box is: a key of `PLACES`."""
     x, y = centre(box)
     return min(int(3 * y), 2), min(int(3 * x), 2)
 

@@ -1,4 +1,4 @@
-"""Where objects lie, what hides what, and the picture that this makes. Later objects are in front of earlier ones."""
+"""Where objects lie, what hides what, and the image that this makes. Later objects are in front of earlier ones."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class Object(NamedTuple):
 
     Attributes:
       sprite: uint8 RGBA [h,w,4].
-      left, top: of the sprite in the picture, in pixels; may be negative.
+      left, top: of the sprite in the image, in pixels; may be negative.
     """
 
     sprite: np.ndarray
@@ -22,7 +22,7 @@ class Object(NamedTuple):
     top: int
 
     def inside(self, shape: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
-        """(the part of a picture [H,W] where it lies, the part of the sprite that lies there)."""
+        """(the part of an image [H,W] where it lies, the part of the sprite that lies there)."""
         height, width = self.sprite.shape[:2]
         top, bottom = max(0, self.top), min(shape[0], self.top + height)
         left, right = max(0, self.left), min(shape[1], self.left + width)
@@ -59,7 +59,7 @@ class Layout(NamedTuple):
 
         Args:
           item: what is added.
-          max_occlusion: share of an object's pixels that may be hidden or outside the picture.
+          max_occlusion: share of an object's pixels that may be hidden or outside the image.
         """
         region, part = item.inside(self.owner_HxW.shape)
         solid = part[..., 3] >= SOLID
@@ -81,11 +81,11 @@ class Layout(NamedTuple):
         return self.owner_HxW == numbers[:, None, None]
 
     def boxes(self) -> np.ndarray:
-        """x1, y1, x2, y2 of the visible pixels, float32 [m,4] as fractions of the picture."""
+        """x1, y1, x2, y2 of the visible pixels, float32 [m,4] as fractions of the image."""
         return np.stack([_bounds(mask_HxW) for mask_HxW in self.masks()])
 
     def boxes_full(self) -> np.ndarray:
-        """Bounds of whole objects, what is hidden included, clipped to the picture; float32 [m,4]."""
+        """Bounds of whole objects, what is hidden included, clipped to the image; float32 [m,4]."""
         height, width = self.owner_HxW.shape
         boxes = []
         for item in self.objects:
@@ -96,7 +96,7 @@ class Layout(NamedTuple):
         return np.array(boxes, np.float32)
 
     def occlusion(self) -> np.ndarray:
-        """Share of each object's pixels that is hidden by others or outside the picture, float32 [m]."""
+        """Share of each object's pixels that is hidden by others or outside the image, float32 [m]."""
         totals = np.array([pixels(item) for item in self.objects])
         return (1 - np.array(self.visible) / totals).astype(np.float32)
 
@@ -113,13 +113,13 @@ class Layout(NamedTuple):
         return np.stack(rows)
 
     def paint(self, background_HxWx3: np.ndarray) -> np.ndarray:
-        """The picture, uint8 [H,W,3]; edges are blended."""
-        picture = background_HxWx3.astype(np.float32)
+        """The image, uint8 [H,W,3]; edges are blended."""
+        image = background_HxWx3.astype(np.float32)
         for item in self.objects:
             region, part = item.inside(self.owner_HxW.shape)
-            under = picture[region]
+            under = image[region]
             under += (part[..., :3] - under) * (part[..., 3:] * np.float32(1 / 255))
-        return (picture + 0.5).astype(np.uint8)
+        return (image + 0.5).astype(np.uint8)
 
 
 def pixels(item: Object) -> int:

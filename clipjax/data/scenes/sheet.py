@@ -1,4 +1,4 @@
-"""A picture of scenes with their boxes and texts, to look at."""
+"""An image of scenes with their boxes and texts, to look at."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -32,12 +32,12 @@ class Scenes:
       `image`           uint8 [H,W,3]; bytes of a JPEG with `jpeg`
       `text`            captions: the objects' names, the place of each, one relation if there is any
       `language`        the locale
-      `boxes`           float32 [m,4], x1, y1, x2, y2 as fractions of the picture: tight bounds of the mask
-      `boxes_full`      float32 [m,4]: bounds of the whole object, hidden parts included, clipped to the picture
+      `boxes`           float32 [m,4], x1, y1, x2, y2 as fractions of the image: tight bounds of the mask
+      `boxes_full`      float32 [m,4]: bounds of the whole object, hidden parts included, clipped to the image
       `masks`           bool [m,H,W]: visible pixels (alpha of at least one half); disjoint
       `region_text`     m lists of texts, each of which means this object and no other
       `names`, `concepts`, `styles`  m strings, m ints (as in `Drawings`), m strings
-      `occlusion`       float32 [m]: share of the object's pixels that is hidden or outside the picture
+      `occlusion`       float32 [m]: share of the object's pixels that is hidden or outside the image
       `background`      the photograph's name, or "plain", "gradient", "noise"
       `triples`         all relations of pairs, [i, words, j]
       `relations`       the same as English phrases; without phrases empty
@@ -50,22 +50,22 @@ class Scenes:
     Args:
       length: number of scenes.
       seed: of all of them.
-      size: (W, H) of the pictures, or the side of square ones.
+      size: (W, H) of the images, or the side of square ones.
       objects: fewest and most objects wanted.
-      scale: lowest and highest longer side of an object before it is rotated, as shares of the picture's shorter side;
+      scale: lowest and highest longer side of an object before it is rotated, as shares of the image's shorter side;
         log-uniform.
       split: concepts, as in `Drawings`: "seen", "unseen", "all".
       styles: of the drawings, as in `Drawings`.
       locale: language of the texts; other than "en": names only.
       backgrounds: "photos", "test_photos" (never among the former), "plain", "gradient", "noise", names of
         photographs, or several of these, each as likely.
-      max_occlusion: largest share of an object that is hidden or outside the picture, below 1.
+      max_occlusion: largest share of an object that is hidden or outside the image, below 1.
       flip: probability of a mirrored drawing.
       rotate: largest angle in degrees, both ways. Clocks, moons and other drawings that would then be called wrong
         are neither flipped nor rotated.
       duplicates: probability of a scene in which two objects have the same name, told apart as "the smaller camel" and
         "the larger camel", or as the left, right, upper, lower one. English only.
-      names_only: no texts that speak of size, place or relation, as in locales other than "en": for pictures that are
+      names_only: no texts that speak of size, place or relation, as in locales other than "en": for images that are
         flipped or cropped afterwards, whose places change.
       categories: of the drawings' five, those whose things are shown; None: all.
       jpeg: quality from 1 to 100; None: arrays.
@@ -210,7 +210,7 @@ class Scenes:
         if concept.oriented:
             flip, angle = False, 0.0
         pixels = sprite(tile, max(1, round(longest)), flip, angle)
-        limits = []  # of left and of top; a part may be outside the picture
+        limits = []  # of left and of top; a part may be outside the image
         for side, length in zip(self.size, pixels.shape[1::-1], strict=True):
             over = int(self.max_occlusion * length / 2)
             limits.append(sorted((-over, side - length + over)))

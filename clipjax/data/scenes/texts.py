@@ -49,7 +49,7 @@ class Negative(NamedTuple):
 
 
 def captions(scene: Facts, relation: facts.Relation | None) -> list[str]:
-    """Captions of the whole picture: its objects, the place of each, one relation if there is any."""
+    """Captions of the whole image: its objects, the place of each, one relation if there is any."""
     texts = [_list(scene.refs)]
     if scene.english:
         texts.append(_places(scene.refs, scene.sizes, scene.places))
@@ -89,7 +89,7 @@ def negatives(
     Args:
       scene: what is right.
       relation: the one of the captions.
-      stranger: name of something that is not in the picture, nor anything like it; None: there is no such thing.
+      stranger: name of something that is not in the image, nor anything like it; None: there is no such thing.
       rng: chooses what is swapped.
     """
     found = []

@@ -88,7 +88,7 @@ def decode(data: bytes) -> dict[str, Any]:
 def write(records: Iterable[Mapping[str, Any]], path: str | Path) -> int:
     """Writes one file of records; it is there whole or not at all. Returns how many.
 
-    One record a group, so that a random read decompresses nothing else; pictures are compressed already.
+    One record a group, so that a random read decompresses nothing else; images are compressed already.
     """
     part, count = Path(f"{path}.part"), 0
     writer = ArrayRecordWriter(os.fspath(part), "group_size:1,uncompressed")

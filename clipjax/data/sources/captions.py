@@ -1,4 +1,4 @@
-"""A file of captions beside a folder of pictures."""
+"""A file of captions beside a folder of images."""
 
 import csv
 import json
@@ -14,10 +14,10 @@ from clipjax.errors import UserError
 
 
 class Captions:
-    """A file of captions beside a folder of pictures.
+    """A file of captions beside a folder of images.
 
     Of a `.jsonl` only the places of its lines are kept, 8 bytes a line; a `.csv` is kept whole. The first row must be
-    right; a later one that is broken is a bad record like a broken picture, which a run counts and goes on.
+    right; a later one that is broken is a bad record like a broken image, which a run counts and goes on.
 
     Args:
       file: `.jsonl`, each line an object with `image` (path relative to the file) and `text` (a string or a list of
@@ -45,7 +45,7 @@ class Captions:
                 self._row(0)
             except BadRecord as error:
                 raise UserError(
-                    f"The first row of {path} must have an 'image', the path of a picture, and a 'text', a string or a "
+                    f"The first row of {path} must have an 'image', the path of an image, and a 'text', a string or a "
                     f"list of them ({error}); image=False or text=False says that there are none."
                 ) from error
 

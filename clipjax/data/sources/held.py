@@ -15,16 +15,16 @@ DIMENSIONS = 2  # of an array that is written as nested lists
 
 
 def whole(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record for ArrayRecord: bytes and arrays of numbers stay what they are, pictures too.
+    """The record for ArrayRecord: bytes and arrays of numbers stay what they are, images too.
 
     Raises:
-      BadRecord: a picture of zero bytes or of another shape, a text that is not UTF-8.
+      BadRecord: an image of zero bytes or of another shape, a text that is not UTF-8.
       UserError: a field that msgpack does not have.
     """
     images = record.get("image")
     several = isinstance(images, list | tuple)
     for image in images if several else [images]:
-        _check_picture(image)
+        _check_image(image)
     if several and not images:
         raise BadRecord("there is no image")
     fields = {k: _storable(k, v) for k, v in _others(record).items()}
@@ -34,7 +34,7 @@ def whole(record: Mapping[str, Any]) -> dict[str, Any]:
 def flat(record: Mapping[str, Any], layout: str, maps: bool) -> dict[str, Any]:
     """The record for layouts of files and columns: `image` is bytes, the other fields are what JSON has.
 
-    An encoded picture stays as it is; an array becomes a PNG. Arrays of numbers of at most two dimensions become lists.
+    An encoded image stays as it is; an array becomes a PNG. Arrays of numbers of at most two dimensions become lists.
 
     Args:
       record: a raw record.
@@ -43,28 +43,28 @@ def flat(record: Mapping[str, Any], layout: str, maps: bool) -> dict[str, Any]:
 
     Raises:
       BadRecord: see `whole`.
-      UserError: a field that it cannot hold, or several pictures.
+      UserError: a field that it cannot hold, or several images.
     """
     image = record.get("image")
     if isinstance(image, list | tuple):
         if len(image) > 1:
             raise UserError(
-                f"{layout} cannot hold the field 'image' of records with several pictures; write --to=array_record."
+                f"{layout} cannot hold the field 'image' of records with several images; write --to=array_record."
             )
         if not image:
             raise BadRecord("there is no image")
         (image,) = image
-    _check_picture(image)
+    _check_image(image)
     fields = {}
     for name, value in _others(record).items():
         if name in IMAGES or name == "txt":
-            _refuse(layout, name, "would be taken for the picture or the caption")
+            _refuse(layout, name, "would be taken for the image or the caption")
         fields[name] = _plain(layout, name, value, maps)
     return {"image": _png(image) if isinstance(image, np.ndarray) else bytes(image)} | fields
 
 
 def _others(record: Mapping[str, Any]) -> dict[str, Any]:
-    """All fields but the picture; `text` as a list of strings."""
+    """All fields but the image; `text` as a list of strings."""
     texts = strings(record.get("text"))
     for text in texts:
         _check_text(text)
@@ -75,12 +75,12 @@ def _others(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": texts} | fields
 
 
-def _check_picture(image: Any) -> None:
+def _check_image(image: Any) -> None:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
             raise BadRecord("image array is not uint8 [H,W,3|4]")
     elif not isinstance(image, bytes | bytearray | memoryview):
-        raise BadRecord("image is neither bytes, array nor picture")
+        raise BadRecord("image is neither bytes, array nor image")
     elif not len(image):
         raise BadRecord("image has zero bytes")
 

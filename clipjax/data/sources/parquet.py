@@ -1,4 +1,4 @@
-"""Parquet files with pictures in a column: img2dataset's, and Hugging Face's data sets."""
+"""Parquet files with images in a column: img2dataset's, and Hugging Face's data sets."""
 
 import collections
 import threading

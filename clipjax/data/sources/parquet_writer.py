@@ -1,4 +1,4 @@
-"""Writes Parquet: a column of encoded pictures, one of lists of captions, and one for each other field."""
+"""Writes Parquet: a column of encoded images, one of lists of captions, and one for each other field."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence

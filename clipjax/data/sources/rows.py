@@ -5,7 +5,7 @@ from typing import Any
 
 from clipjax.data.bad import BadRecord
 
-# Names under which data sets keep pictures and captions, the first that is there counts.
+# Names under which data sets keep images and captions, the first that is there counts.
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "jxl", "bytes", "image_bytes", "img")
 TEXTS = ("txt", "text", "caption", "captions", "alt_text", "TEXT", "top_caption")
 LANGUAGES = ("language", "LANGUAGE", "lang")
@@ -17,10 +17,10 @@ def record(
     text: str | Sequence[str] | None = None,
     language: str | None = None,
 ) -> dict[str, Any]:
-    """The raw record of a row; columns that are neither picture nor caption stay as they are.
+    """The raw record of a row; columns that are neither image nor caption stay as they are.
 
     Args:
-      row: column -> value. Pictures are bytes, arrays, or `{"bytes": ..., "path": ...}` as in Hugging Face's data sets;
+      row: column -> value. Images are bytes, arrays, or `{"bytes": ..., "path": ...}` as in Hugging Face's data sets;
         texts are strings, UTF-8 bytes, or lists of such.
       image: the image's column; None: the first of `IMAGES` that is there; False: the data set has no images, and the
         record's `image` is None.
@@ -29,21 +29,21 @@ def record(
       language: the column of the language's tag; None: the first of `LANGUAGES`; without any, "en".
 
     Raises:
-      BadRecord: no picture, or a text that is not UTF-8.
+      BadRecord: no image, or a text that is not UTF-8.
     """
     if image is None:
         image = next((k for k in IMAGES if row.get(k) is not None), "image")
     texts = [text] if isinstance(text, str) else text
     texts = texts or [k for k in TEXTS if row.get(k) is not None][:1]
     language = language or next((k for k in LANGUAGES if row.get(k)), "language")
-    picture = row.get(image) if image else None
-    if isinstance(picture, Mapping):
-        picture = picture.get("bytes")
-    if picture is None and image is not False:
+    value = row.get(image) if image else None
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    if value is None and image is not False:
         raise BadRecord("there is no image")
     known = {image, language, *(texts if len(texts) == 1 else ())}
     return {k: v for k, v in row.items() if k not in known} | {
-        "image": picture,
+        "image": value,
         "text": [t for name in texts for t in strings(row.get(name))],
         "language": row.get(language) or "en",
     }

@@ -1,4 +1,4 @@
-"""Pictures of noise, for speed tests and dry runs."""
+"""Images of noise, for speed tests and dry runs."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Synthetic:
-    """Noise pictures with numbered captions, for speed tests and dry runs."""
+    """Noise images with numbered captions, for speed tests and dry runs."""
 
     def __init__(self, size: int = 224, length: int = 100_000):
         self._size, self._length = size, length

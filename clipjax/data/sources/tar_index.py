@@ -56,7 +56,7 @@ class TarIndex(NamedTuple):
 def scan(path: str) -> TarIndex:
     """Reads a tar from front to back, its headers only.
 
-    Members that are no plain files are left out and counted, and so is what follows a damage (a tar that was cut off).
+    Members that are not plain files are left out and counted, and so is what follows a damage (a tar that was cut off).
 
     Raises:
       UserError: not a tar, or a compressed one, in which nothing can be read at random.
@@ -100,7 +100,7 @@ def _scan(file: BinaryIO, path: str) -> TarIndex:
                     samples.setdefault(os.path.join(folder, stem), []).append(place)
     except tarfile.ReadError as error:
         if not samples:
-            raise UserError(f"{path} is no tar that can be read: {error}.") from error
+            raise UserError(f"{path} is not a tar that can be read: {error}.") from error
         note("damaged, and what follows it")
     members = [m for sample in samples.values() for m in sample]
     counts = np.fromiter(map(len, samples.values()), np.uint64, len(samples))

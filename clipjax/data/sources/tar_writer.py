@@ -10,7 +10,7 @@ from typing import Any
 from clipjax.data.sources import tar_index
 from clipjax.data.sources.held import flat
 
-# How an encoded picture begins -> its extension.
+# How an encoded image begins -> its extension.
 _MAGIC = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG", "png"),

@@ -1,4 +1,4 @@
-"""webdataset's tars, read at random: img2dataset's, DataComp's, and any others with one picture a key."""
+"""webdataset's tars, read at random: img2dataset's, DataComp's, and any others with one image a key."""
 
 import collections
 import json
@@ -26,7 +26,7 @@ class Tars:
     Args:
       shards: paths or patterns, see `files.expand`, or one list of them, see `lists`; local or remote.
       image: the image's extension; None: whichever of jpg, png, webp, ... is there; False: there are none.
-      text: where captions stand: extensions, and keys of the json; all that are there are captions of the picture.
+      text: where captions stand: extensions, and keys of the json; all that are there are captions of the image.
         None: the txt, or else the json's caption.
       language: the json's key of a language tag; None: "language", if there is one.
       index: folder of the indices; None: beside the tars.
@@ -89,10 +89,10 @@ class Tars:
         """The fields to read, the json first: a file of the same name as one of its keys wins."""
         image, text, _ = self._settings
         texts = ["txt"] if text is None else [text] if isinstance(text, str) else list(text)
-        pictures = [image] if image else [k for k in IMAGES if k in places][:1]
+        images = [image] if image else [k for k in IMAGES if k in places][:1]
         if image is False:
-            pictures = []
-        return [f for f in ("json", *texts, *pictures, "cls") if f in places]
+            images = []
+        return [f for f in ("json", *texts, *images, "cls") if f in places]
 
     def _index(self, shard: int) -> tar_index.TarIndex:
         with self._lock:

@@ -11,13 +11,13 @@ from clipjax.errors import UserError
 class TFDS:
     """One split of a data set that was prepared in the ArrayRecord format.
 
-    Pictures stay encoded, so that they are decoded and cropped as all others.
+    Images stay encoded, so that they are decoded and cropped as all others.
 
     Args:
       name: such as "coco_captions" or "my_set:1.0.0".
       split: such as "train" or "train[:90%]".
       data_dir: where it was prepared; None: the package's default.
-      image, text, language: features of pictures, captions and language tags; a feature inside another is written
+      image, text, language: features of images, captions and language tags; a feature inside another is written
         "captions/text". See `rows.record`.
     """
 
@@ -39,12 +39,12 @@ class TFDS:
         try:
             builder = tfds.builder(name, data_dir=data_dir)
             features = builder.info.features
-            pictures = {
+            images = {
                 k: tfds.decode.SkipDecoding()
                 for k, f in (features or {}).items()
                 if isinstance(f, tfds.features.Image)
             }
-            self._source = builder.as_data_source(split=split, decoders=pictures)
+            self._source = builder.as_data_source(split=split, decoders=images)
         except Exception as error:  # a dozen kinds of them
             raise UserError(
                 f"The data set {name!r}, split {split!r}, cannot be read: {str(error).strip().splitlines()[0]} "

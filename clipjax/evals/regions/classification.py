@@ -89,7 +89,7 @@ class RegionClassification:
         return result
 
     def galleries(self, params: Any, n: int = 8) -> list[RegionGallery]:
-        """For a report: regions of n pictures with their nearest classes."""
+        """For a report: regions of n images with their nearest classes."""
         labels = (
             [label for found in self._reader for one in found for label in one.values]
             if self._classes.open
@@ -98,12 +98,12 @@ class RegionClassification:
         names = self._classes.names(labels)
         shown = [group[0] for group in names.values()]
         class_CxD = self._classifier(params, names)
-        pictures = []
+        images = []
         for one in self._reader.spread(n):
             region_MxD = self._reader.embed(params, [one])
             right = self._classes.indices(one.values, [one.record] * len(one.values), names)
-            pictures.append((one.image, nearest_texts(one, region_MxD, class_CxD, shown, right)))
-        return [RegionGallery(f"{self.name}: classes for a region", pictures, GALLERY_NOTE)]
+            images.append((one.image, nearest_texts(one, region_MxD, class_CxD, shown, right)))
+        return [RegionGallery(f"{self.name}: classes for a region", images, GALLERY_NOTE)]
 
     def _classifier(self, params: Any, names: dict[str, list[str]]) -> np.ndarray:
         return self._classes.classifier(self._encoder, params, names.values(), self._chunk)

@@ -6,10 +6,10 @@ import numpy as np
 
 from clipjax.evals import metrics
 from clipjax.evals.regions.records import Regions
-from clipjax.log.pages.pictures import Answer
+from clipjax.log.pages.images import Answer
 from clipjax.log.pages.region_galleries import Region
 
-SPREAD_NOTE = "Pictures are evenly spaced through the set, not chosen."
+SPREAD_NOTE = "Images are evenly spaced through the set, not chosen."
 GALLERY_NOTE = f"{SPREAD_NOTE} Numbers are cosine similarities."
 
 

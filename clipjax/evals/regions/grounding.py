@@ -14,9 +14,9 @@ from clipjax.log.pages.region_galleries import Found, GroundingGallery
 
 
 class Grounding:
-    """How well the boxes that a model gives for a picture's texts lie on the true ones.
+    """How well the boxes that a model gives for an image's texts lie on the true ones.
 
-    Every distinct text of a picture is asked once. Where several of its boxes have that text, the one that fits best
+    Every distinct text of an image is asked once. Where several of its boxes have that text, the one that fits best
     counts. True boxes are whole, also where the model's preprocessing cuts some of them off.
 
     Args:
@@ -80,10 +80,10 @@ class Grounding:
         return _score(np.concatenate(parts), right)
 
     def galleries(self, params: Any, n: int = 8) -> list[GroundingGallery]:
-        """For a report: the texts of n pictures with their true boxes and those that the model gives."""
+        """For a report: the texts of n images with their true boxes and those that the model gives."""
         spread = self._reader.spread(n)
         asked = [_questions(one) for one in spread]
-        pictures = []
+        framed = []
         for one, question, boxes_Mx4 in zip(
             spread, asked, self._ground(params, spread, asked), strict=True
         ):
@@ -91,8 +91,8 @@ class Grounding:
                 Found(text, right_Kx4, found_4, float(metrics.box_iou(found_4, right_Kx4).max()))
                 for (text, right_Kx4), found_4 in zip(question.items(), boxes_Mx4, strict=True)
             ]
-            pictures.append((one.image, found))
-        return [GroundingGallery(f"{self.name}: the box of a text", pictures, SPREAD_NOTE)]
+            framed.append((one.image, found))
+        return [GroundingGallery(f"{self.name}: the box of a text", framed, SPREAD_NOTE)]
 
     def _ground(
         self, params: Any, found: Sequence[Regions], asked: Sequence[dict[str, np.ndarray]]

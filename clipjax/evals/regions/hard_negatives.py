@@ -1,4 +1,4 @@
-"""Hard negatives: is a picture nearer to its caption than to one in which a single thing is wrong?"""
+"""Hard negatives: is an image nearer to its caption than to one in which a single thing is wrong?"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from clipjax.evals.records import (
     check_source,
     chunks,
     field_of,
+    images_of,
     naming_records,
-    pictures_of,
 )
 from clipjax.evals.templates import text_hash
 
@@ -26,10 +26,10 @@ class _Negative(NamedTuple):
 
 
 class HardNegatives:
-    """Share of wrong captions that are farther from a picture than the right caption; ties count half.
+    """Share of wrong captions that are farther from an image than the right caption; ties count half.
 
-    The protocol of SugarCrepe (Hsieh et al. 2023), by kind of mistake. Every picture of a record counts with every
-    wrong caption. Sets with several wrong captions a picture, of which ARO (Yuksekgonul et al. 2023) wants all to be
+    The protocol of SugarCrepe (Hsieh et al. 2023), by kind of mistake. Every image of a record counts with every
+    wrong caption. Sets with several wrong captions an image, of which ARO (Yuksekgonul et al. 2023) wants all to be
     farther, get a higher number here, because pairs count one by one.
 
     Args:
@@ -69,7 +69,7 @@ class HardNegatives:
         hits: list[np.ndarray] = []
         kinds: list[str | None] = []
         wrong: list[str] = []
-        pictures = records = 0
+        image_count = records = 0
         for some in chunks(range(len(self._source)), self._chunk):
             images: list[Any] = []
             owners: list[int] = []
@@ -81,7 +81,7 @@ class HardNegatives:
                     images.append(image)
                     owners.append(index)
             if pairs:
-                pictures += len(images)
+                image_count += len(images)
                 with naming_records(self.name, owners):
                     hits.append(self._hits(params, images, pairs))
                 kinds += [negative.kind for _, negative in pairs]
@@ -101,7 +101,7 @@ class HardNegatives:
             "kind": "hard_negatives",
             "records": len(self._source),
             "bad_records": len(self._source) - records,
-            "pictures": pictures,
+            "images": image_count,
             "pairs": len(hits_N),
             "pairs_by_kind": counts,
             "negatives_sha256": text_hash(wrong),
@@ -125,14 +125,14 @@ class HardNegatives:
         )
 
     def _records(self, indices: Sequence[int]) -> Iterator[tuple[int, list[Any], list[_Negative]]]:
-        """Index, pictures and wrong captions of each record that the source can give."""
+        """Index, images and wrong captions of each record that the source can give."""
         for index in indices:
             try:
                 record = self._source[index]
             except BadRecord:
                 continue
             negatives = self._negatives(index, record)
-            yield index, pictures_of(record), negatives
+            yield index, images_of(record), negatives
 
     def _negatives(self, index: int, record: dict[str, Any]) -> list[_Negative]:
         where = f"Record {index} of evaluator {self.name!r}"

@@ -17,15 +17,15 @@ class RegionEncoder(Encoder, Protocol):
     """What evaluators of regions need of a model; see `clipjax.encode.encoder.Encoder`."""
 
     def regions(self, params: Any, images: Any, boxes: Any, how: str) -> list[np.ndarray]:
-        """For each picture float32 [m, D], L2-normalised."""
+        """For each image float32 [m, D], L2-normalised."""
         ...
 
     def visible(self, images: Any, boxes: Any, how: str) -> list[np.ndarray]:
-        """For each picture bool [m]: whether the model sees anything of the box."""
+        """For each image bool [m]: whether the model sees anything of the box."""
         ...
 
     def ground(self, params: Any, images: Any, texts: Any) -> list[np.ndarray]:
-        """For each picture float32 [m, 4]: boxes of its texts."""
+        """For each image float32 [m, 4]: boxes of its texts."""
         ...
 
     def check_regions(self, how: str) -> None:
@@ -42,8 +42,8 @@ class Regions(NamedTuple):
 
     Attributes:
         record: its index.
-        image: its picture as the source has it.
-        boxes_Mx4: float64, x1, y1, x2, y2 as fractions of the upright picture.
+        image: its image as the source has it.
+        boxes_Mx4: float64, x1, y1, x2, y2 as fractions of the upright image.
         values: a label or text of each.
     """
 
@@ -57,7 +57,7 @@ class Reader:
     """Reads the regions of a source.
 
     What cannot be measured is left out and counted, in `counts`: records that the source cannot give, boxes that the
-    model sees nothing of (no area, or cut off by its preprocessing), regions without a value. A picture that cannot be
+    model sees nothing of (no area, or cut off by its preprocessing), regions without a value. An image that cannot be
     decoded is an error, so that a set is not measured in part without anybody's wish.
 
     Args:
@@ -100,7 +100,7 @@ class Reader:
         for some in chunks(range(len(self.source)), self._chunk):
             found = [one for one in map(self._read, some) if one is not None]
             found = [one for one in self._see(found) if one.values]
-            self.counts["pictures"] += len(found)
+            self.counts["images"] += len(found)
             self.counts["regions"] += sum(len(one.values) for one in found)
             if found:
                 yield found
@@ -128,7 +128,7 @@ class Reader:
             return np.concatenate(self._encoder.regions(params, images, boxes, self._how))
 
     def naming(self, found: Sequence[Regions]) -> contextlib.AbstractContextManager[None]:
-        """Within it, a picture that cannot be used is named by its record."""
+        """Within it, an image that cannot be used is named by its record."""
         return naming_records(self._name, [one.record for one in found])
 
     def protocol(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Reader:
             field_of(record, field, where) for field in ("image", "boxes", self._field)
         )
         if isinstance(image, list | tuple):
-            raise UserError(f"{where} has several pictures, so its boxes are of none of them.")
+            raise UserError(f"{where} has several images, so its boxes are of none of them.")
         try:
             pixels = self._box_format.endswith("pixels")
             size = upright_size(image) if pixels else (1, 1)
@@ -172,7 +172,7 @@ class Reader:
         return [_kept(one, visible_M) for one, visible_M in zip(found, visible, strict=True)]
 
 
-_COUNTS = ("pictures", "regions", "hidden_boxes", "unnamed_regions", "bad_records")
+_COUNTS = ("images", "regions", "hidden_boxes", "unnamed_regions", "bad_records")
 
 
 def first_text(value: Any) -> str | None:

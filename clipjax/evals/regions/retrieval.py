@@ -92,19 +92,19 @@ class RegionRetrieval:
         )
 
     def galleries(self, params: Any, n: int = 8) -> list[RegionGallery]:
-        """For a report: regions of n pictures with their nearest texts, of all that there are."""
+        """For a report: regions of n images with their nearest texts, of all that there are."""
         gallery = _Texts(merge=True)
         for found in self._reader:
             gallery.add(found)
         text_TxD = embed_texts(self._encoder, params, gallery.texts, self._chunk)
         number = {text: i for i, text in enumerate(gallery.texts)}
-        pictures = []
+        images = []
         for one in self._reader.spread(n):
             region_MxD = self._reader.embed(params, [one])
             right = [number[text] for text in one.values]
             regions = nearest_texts(one, region_MxD, text_TxD, gallery.texts, right)
-            pictures.append((one.image, regions))
-        return [RegionGallery(f"{self.name}: texts for a region", pictures, GALLERY_NOTE)]
+            images.append((one.image, regions))
+        return [RegionGallery(f"{self.name}: texts for a region", images, GALLERY_NOTE)]
 
 
 class _Texts:

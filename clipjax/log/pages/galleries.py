@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipjax.log.pages.pictures import NO_PICTURE, Answer, answer_rows, escaped, thumbnail_or_none
+from clipjax.log.pages.images import NO_IMAGE, Answer, answer_rows, escaped, thumbnail_or_none
 
 
 @dataclass(frozen=True)
@@ -12,8 +12,8 @@ class Query:
     """A query and its best answers, best first.
 
     Attributes:
-        text: the query, or the right text of a query by picture.
-        image: the query, or the right picture of a query by text.
+        text: the query, or the right text of a query by image.
+        image: the query, or the right image of a query by text.
         answers: usually five.
         rank: rank of the best right answer, from 1; None if not known.
     """
@@ -26,7 +26,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Queries of one kind under one title; `by_text` says whether text or picture is the query."""
+    """Queries of one kind under one title; `by_text` says whether text or image is the query."""
 
     title: str
     by_text: bool
@@ -35,7 +35,7 @@ class Gallery:
 
     def html(self) -> str:
         """The gallery as a section of the page."""
-        show = _by_text if self.by_text else _by_picture
+        show = _by_text if self.by_text else _by_image
         right = sum(bool(q.answers) and q.answers[0].right for q in self.queries)
         note = f"{self.note} {right} of {len(self.queries)} are right at the first place.".strip()
         inner = "".join(show(query) for query in self.queries)
@@ -46,25 +46,25 @@ class Gallery:
 
 def _by_text(query: Query) -> str:
     thumbs = "".join(
-        f"<li>{_picture(a.image, a.text, a.right)}"
+        f"<li>{_image(a.image, a.text, a.right)}"
         f"<div class='label{' right' if a.right else ''}'>{escaped(a.text)}"
         f"<small>{a.score:.3f}{' · right' if a.right else ''}</small></div></li>"
         for a in query.answers
     )
     missed = ""
     if query.image is not None and not any(a.right for a in query.answers):
-        missed = f"<div class=missed>{_picture(query.image, query.text, False)}</div>"
+        missed = f"<div class=missed>{_image(query.image, query.text, False)}</div>"
     return (
         f"<section class=query><div><h3>{escaped(query.text)}</h3>{_rank(query)}{missed}</div>"
         f"<ol class=thumbs>{thumbs}</ol></section>\n"
     )
 
 
-def _by_picture(query: Query) -> str:
+def _by_image(query: Query) -> str:
     items = answer_rows(query.answers)
     missed = "" if any(a.right for a in query.answers) else f": {escaped(query.text)}"
     return (
-        f"<div>{_picture(query.image, query.text, False)}<div><ol>{items}</ol>"
+        f"<div>{_image(query.image, query.text, False)}<div><ol>{items}</ol>"
         f"{_rank(query, missed)}</div></div>\n"
     )
 
@@ -75,9 +75,9 @@ def _rank(query: Query, missed: str = "") -> str:
     return f"<p class=rank>the right one is at place {query.rank:,}{missed}</p>"
 
 
-def _picture(image: Any, words: str, right: bool) -> str:
+def _image(image: Any, words: str, right: bool) -> str:
     uri = thumbnail_or_none(image)
     if uri is None:
-        return NO_PICTURE
-    kind = "picture right" if right else "picture"
+        return NO_IMAGE
+    kind = "image right" if right else "image"
     return f"<span class='{kind}'><img src='{uri}' alt='{escaped(words)}' loading=lazy></span>"

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.log.pages.pictures import (
+from clipjax.log.pages.images import (
     COLOURS,
-    NO_PICTURE,
+    NO_IMAGE,
     Answer,
     answer_rows,
     escaped,
@@ -16,7 +16,7 @@ from clipjax.log.pages.pictures import (
     thumbnail_or_none,
 )
 
-_SHOWN = 6  # regions or texts of a picture
+_SHOWN = 6  # regions or texts of an image
 _SIDE = 320  # pixels of a thumbnail
 
 
@@ -25,9 +25,9 @@ class Region:
     """A box and the best answers to it, best first.
 
     Attributes:
-        box_4: x1, y1, x2, y2 as fractions of the picture.
+        box_4: x1, y1, x2, y2 as fractions of the image.
         text: its right text.
-        answers: usually three; their pictures are not shown.
+        answers: usually three; their images are not shown.
         rank: rank of the right text, from 1.
     """
 
@@ -39,20 +39,20 @@ class Region:
 
 @dataclass(frozen=True)
 class RegionGallery:
-    """Pictures and their regions: (PIL, uint8 [H, W, 1|3|4] or encoded bytes; its regions)."""
+    """Images and their regions: (PIL, uint8 [H, W, 1|3|4] or encoded bytes; its regions)."""
 
     title: str
-    pictures: Sequence[tuple[Any, Sequence[Region]]]
+    images: Sequence[tuple[Any, Sequence[Region]]]
     note: str = ""
 
     def html(self) -> str:
         """The gallery as a section of the page."""
-        regions = [region for _, some in self.pictures for region in some]
+        regions = [region for _, some in self.images for region in some]
         right = sum(region.rank == 1 for region in regions)
         note = (
             f"{self.note} {right} of {len(regions)} regions have a right text at the first place."
         )
-        return _section(self.title, note, "".join(_regions(*one) for one in self.pictures))
+        return _section(self.title, note, "".join(_regions(*one) for one in self.images))
 
 
 @dataclass(frozen=True)
@@ -67,22 +67,22 @@ class Found:
 
 @dataclass(frozen=True)
 class GroundingGallery:
-    """Pictures and what was found in them: (as in `RegionGallery`; texts with their boxes)."""
+    """Images and what was found in them: (as in `RegionGallery`; texts with their boxes)."""
 
     title: str
-    pictures: Sequence[tuple[Any, Sequence[Found]]]
+    images: Sequence[tuple[Any, Sequence[Found]]]
     note: str = ""
 
     def html(self) -> str:
         """The gallery as a section of the page."""
-        found = [one for _, some in self.pictures for one in some]
+        found = [one for _, some in self.images for one in some]
         right = sum(one.iou >= 0.5 for one in found)
         note = f"{self.note} {right} of {len(found)} have an IoU of at least 0.5."
         legend = (
             "<p class=legend><span><i class=truth></i>true box</span>"
             "<span><i class=found></i>box of the text, by the model</span></p>\n"
         )
-        shown = "".join(_found(*one) for one in self.pictures)
+        shown = "".join(_found(*one) for one in self.images)
         return _section(self.title, note, f"<div class=grounding>{shown}</div>\n", legend)
 
 
@@ -95,9 +95,9 @@ def _regions(image: Any, regions: Sequence[Region]) -> str:
     marks = [f"c{number % COLOURS}" for number in range(len(some))]
     tags = [str(number + 1) for number in range(len(some))]
     items = "".join(map(_region, some, marks, tags))
-    picture = _frame(image, np.array([region.box_4 for region in some]), marks, tags)
+    framed = _frame(image, np.array([region.box_4 for region in some]), marks, tags)
     return (
-        f"<section class=regions><div>{picture}{_more(len(regions), 'regions')}</div>"
+        f"<section class=regions><div>{framed}{_more(len(regions), 'regions')}</div>"
         f"<ol>{items}</ol></section>\n"
     )
 
@@ -133,4 +133,4 @@ def _frame(
     image: Any, boxes_Mx4: np.ndarray, marks: Sequence[str], tags: Sequence[str] = ()
 ) -> str:
     uri = thumbnail_or_none(image, _SIDE)
-    return NO_PICTURE if uri is None else frame_html(uri, boxes_Mx4, marks, tags)
+    return NO_IMAGE if uri is None else frame_html(uri, boxes_Mx4, marks, tags)

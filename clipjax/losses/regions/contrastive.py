@@ -81,8 +81,8 @@ def region_contrastive(
       and, with a filter, `conflicts`: how many texts are left out of a region's denominator, on average.
 
     Raises:
-      UserError: shapes that differ or are empty, a threshold that is no number, a batch that does not divide over the
-        mesh, an unknown layout.
+      UserError: shapes that differ or are empty, a threshold that is not a number, a batch that does not divide over
+        the mesh, an unknown layout.
     """
     if isinstance(conflict_threshold, bool) or not isinstance(conflict_threshold, int | float):
         raise UserError(f"conflict_threshold must be a number, not {conflict_threshold!r}.")

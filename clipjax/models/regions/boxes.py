@@ -1,4 +1,4 @@
-"""Places in a picture as vectors: a sinusoidal code of a box's two corners, and of the patches' centres."""
+"""Places in an image as vectors: a sinusoidal code of a box's two corners, and of the patches' centres."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from clipjax.errors import UserError
 
-# Wavelengths of the code, in frames: the longest tells one half of the picture from the other, the shortest is about
+# Wavelengths of the code, in frames: the longest tells one half of the image from the other, the shortest is about
 # two patches of a ViT-B/16 at 448 px.
 LONGEST, SHORTEST = 2.0, 1 / 16
 

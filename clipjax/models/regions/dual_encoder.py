@@ -16,7 +16,7 @@ from clipjax.models.naflex import real_patches
 class RegionDualEncoder(DualEncoder, kw_only=True):
     """A `DualEncoder` with a part that makes regions of the image tower's un-pooled tokens.
 
-    The image tower runs once a picture, whatever the number of regions; region texts go through the text tower.
+    The image tower runs once an image, whatever the number of regions; region texts go through the text tower.
 
     Attributes:
       regions: module `(tokens_BxNxW, embed_dim, grid=, boxes_BxMx4=, text_BxMxD=, real_BxN=) -> (regions_BxMxD,
@@ -35,7 +35,7 @@ class RegionDualEncoder(DualEncoder, kw_only=True):
           train: as there.
 
         Returns:
-          Outputs. With `boxes`: `region_embedding`; with `region_text`: `region_text_embedding`; with pictures and
+          Outputs. With `boxes`: `region_embedding`; with `region_text`: `region_text_embedding`; with images and
           `region_text`, from a part that takes text prompts: `grounded_boxes`.
         """
         if getattr(self.image, "pool", None) == "attention":

@@ -28,7 +28,7 @@ from clipjax.registry import nearest
 
 
 class _Image(NamedTuple):
-    """What all prompts of a picture share.
+    """What all prompts of an image share.
 
     Attributes:
       tokens_BxNxW: the image tokens.
@@ -56,7 +56,7 @@ class _Prompt(NamedTuple):
 
 
 class Prompter(nn.Module):
-    """Regions of pictures, by box or by text.
+    """Regions of images, by box or by text.
 
     Cost, forward, for P prompts an image (2 M with grounding): 2 N (4 W W + 2 N W) + 2 P N W F FLOPs an image beside
     what the few prompt tokens cost; with ViT-B/16 at 224 px (N = 196, W = 768, F = 3072) a prompt is a fortieth of the
@@ -194,7 +194,7 @@ class _Layer(nn.Module):
         )(self.mlp_dim, self.activation, self.eps, **dtypes)
 
     def image(self, tokens_BxNxW: jax.Array, real_BxN: jax.Array | None) -> _Image:
-        """What all prompts of a picture share."""
+        """What all prompts of an image share."""
         query, key, value = self._qkv(tokens_BxNxW)
         logits_BxNxN = _hide(_logits("bnw,bmw->bnm", query, key), real_BxN)
         log_sum_BxN = jax.nn.logsumexp(logits_BxNxN, axis=-1)

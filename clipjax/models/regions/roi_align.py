@@ -71,7 +71,7 @@ class RoiAlign(nn.Module):
         """As `Prompter`, without boxes of texts.
 
         Raises:
-          UserError: the tokens are no square grid.
+          UserError: the tokens are not a square grid.
         """
         del text_BxMxD, real_BxN
         if boxes_BxMx4 is None:

@@ -51,7 +51,7 @@ def get_config(arg="ViT-B-16"):
 
 
 def model(name):
-    """CLIP's towers with attention pooling of the picture, and the Prompter."""
+    """CLIP's towers with attention pooling of the image, and the Prompter."""
     towers = model_config(name)
     towers.image.update(pool="map", remat="dots")
     towers.text.update(vocab_size=T5_IDS, end_token=T5_EOS, remat="dots")

@@ -82,7 +82,7 @@ def get_config(arg="cloc"):
 
 
 def evaluators(arg):
-    """Regions by the model's own head, or for a CLIP by RoI-Align and by cropping; whole pictures for all."""
+    """Regions by the model's own head, or for a CLIP by RoI-Align and by cropping; whole images for all."""
     evals = {
         "images": {"kind": "retrieval", "source": held_out()},
         "hard_negatives": {"kind": "hard_negatives", "source": held_out()},

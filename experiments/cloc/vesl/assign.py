@@ -10,10 +10,10 @@ THRESHOLD = 0.1
 
 
 class Detections(NamedTuple):
-    """What a detector finds in one picture.
+    """What a detector finds in one image.
 
     Attributes:
-      boxes_Nx4: float32, x1,y1,x2,y2 in fractions of the upright picture; may reach beyond it.
+      boxes_Nx4: float32, x1,y1,x2,y2 in fractions of the upright image; may reach beyond it.
       scores_NxP: float32, a score from 0 to 1 of every box for every phrase, each for itself (a sigmoid).
     """
 
@@ -25,10 +25,10 @@ class Regions(NamedTuple):
     """Boxes that stay.
 
     Attributes:
-      boxes_Mx4: float32, x1,y1,x2,y2 in [0,1] of the upright picture.
+      boxes_Mx4: float32, x1,y1,x2,y2 in [0,1] of the upright image.
       phrase_M: int64, the phrase of each.
       score_M: float32, its score.
-      outside: how many more boxes had a score, and no area inside of the picture.
+      outside: how many more boxes had a score, and no area inside of the image.
     """
 
     boxes_Mx4: np.ndarray
@@ -43,7 +43,7 @@ def regions(found: Detections, phrases: int, threshold: float = THRESHOLD) -> Re
     Boxes keep the detector's order, and overlapping ones all stay: neither CLOC nor OWLv2 removes any.
 
     Args:
-      found: of one picture.
+      found: of one image.
       phrases: their number P.
       threshold: CLOC's is 0.1.
 

@@ -1,4 +1,4 @@
-"""VESL's first step: captions of a picture. `--captioner` is a key of `KINDS` or an import path.
+"""VESL's first step: captions of an image. `--captioner` is a key of `KINDS` or an import path.
 
 A captioner has `load()`, which is called once in every process, and is called with a batch of `Example`s; it returns
 a list of captions for each of them, empty if there are none. It may have `check(records)`, which is called with some
@@ -148,7 +148,7 @@ def _read(path: str) -> bytes:
 
 
 def _rows(path: str, columns: Sequence[str]) -> Iterator[Any]:
-    """The rows of a file of captions; of Parquet these columns only, the others may be pictures."""
+    """The rows of a file of captions; of Parquet these columns only, the others may be images."""
     data = _read(path)
     try:
         if path.lower().endswith(".parquet"):

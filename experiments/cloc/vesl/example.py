@@ -13,7 +13,7 @@ class Example(NamedTuple):
 
     Attributes:
       record: all its fields.
-      image: its picture, decoded, upright, RGB.
+      image: its image, decoded, upright, RGB.
       phrases: what the detector is asked for; empty when the captioner sees it.
     """
 
@@ -22,11 +22,11 @@ class Example(NamedTuple):
     phrases: Sequence[str] = ()
 
 
-def picture_of(record: Mapping[str, Any]) -> Any:
-    """A record's picture as it is stored, also out of a list of one; BadRecord for several."""
+def image_of(record: Mapping[str, Any]) -> Any:
+    """A record's image as it is stored, also out of a list of one; BadRecord for several."""
     image = record.get("image")
     if not isinstance(image, list | tuple):
         return image
     if len(image) != 1:
-        raise BadRecord("record has several pictures" if image else "there is no image")
+        raise BadRecord("record has several images" if image else "there is no image")
     return image[0]

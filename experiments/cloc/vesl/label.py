@@ -9,7 +9,7 @@ from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode, flatten
 from clipjax.errors import UserError
 from experiments.cloc.vesl.assign import THRESHOLD, Detections, Regions, regions
-from experiments.cloc.vesl.example import Example, picture_of
+from experiments.cloc.vesl.example import Example, image_of
 from experiments.cloc.vesl.guard import Failed, Guard
 from experiments.cloc.vesl.phrases import MAX_PHRASES, queries
 
@@ -71,18 +71,18 @@ class Labeller:
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> list[Labelled]:
         """Labels a batch of records, in their order.
 
-        Every record comes out with `boxes` float32 [M,4] (x1,y1,x2,y2, fractions of the upright picture), `region_text`
+        Every record comes out with `boxes` float32 [M,4] (x1,y1,x2,y2, fractions of the upright image), `region_text`
         (M texts), `region_scores` float32 [M], the `captions` and the `phrases` that were asked for. Fields of these
         names that were there are named `source_...`; all others stay what they are. M may be 0.
 
         Raises:
-          UserError: of a model, see `Guard`; captions that are no lists of texts; a `source_...` that is there already.
+          UserError: of a model, see `Guard`; captions that are not lists of texts; a `source_...` that is there.
         """
         done: list[Labelled | None] = [None] * len(records)
         opened: list[tuple[int, Example]] = []
         for number, record in enumerate(records):
             try:
-                image = flatten(decode(picture_of(record)))
+                image = flatten(decode(image_of(record)))
                 opened.append((number, Example(record, image)))
             except BadRecord as error:
                 done[number] = Labelled(None, str(error))
@@ -105,7 +105,7 @@ class Labeller:
                 continue
             if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
                 raise UserError(
-                    f"The captioner must give a list of texts for every picture, and has given {texts!r}."
+                    f"The captioner must give a list of texts for every image, and has given {texts!r}."
                 )
             if not texts:
                 done[number] = Labelled(None, "there is no caption")
@@ -139,7 +139,7 @@ class Labeller:
                 "records without phrases": not example.phrases,
                 "records without regions": not len(kept.boxes_Mx4),
                 "regions": len(kept.boxes_Mx4),
-                "boxes outside of the picture": kept.outside,
+                "boxes outside of the image": kept.outside,
             }
         )
         fields = {k: v for k, v in example.record.items() if k not in self._drop}

@@ -9,14 +9,14 @@ from experiments.cloc.vesl.assign import Detections
 from experiments.cloc.vesl.example import Example
 from experiments.cloc.vesl.torch_models import files_of, load_model
 
-NO_PHRASE = " "  # the processor wants a query of every picture
+NO_PHRASE = " "  # the processor wants a query of every image
 
 
 class OwlV2:
     """A checkpoint of OWLv2.
 
-    The processor pads a picture at the right and below to a square, so a box is divided by the share of the square that
-    is picture; boxes in the padding lie outside of the picture.
+    The processor pads an image at the right and below to a square, so a box is divided by the share of the square that
+    is image; boxes in the padding lie outside of the image.
 
     Args:
       model: a folder, or a name on the hub. CLOC used the CLIP L/14 that was self-trained and fine-tuned, "ST+FT".
@@ -47,7 +47,7 @@ class OwlV2:
         return files_of(self._name)
 
     def load(self) -> None:
-        """Raises UserError, see `load_model`, or for a size that is no multiple of the patches'."""
+        """Raises UserError, see `load_model`, or for a size that is not a multiple of the patches'."""
         self._processor, self._model = load_model(
             "owlv2",
             "Owlv2Processor",
@@ -60,12 +60,12 @@ class OwlV2:
         self._side = self._size or vision.image_size
         if self._side % vision.patch_size:
             raise UserError(
-                f"--detector.size={self._side} is no multiple of {vision.patch_size}, the patches of {self._name!r}."
+                f"--detector.size={self._side} is not a multiple of {vision.patch_size}, the patches of {self._name!r}."
             )
         self._words = self._model.config.text_config.max_position_embeddings
 
     def __call__(self, examples: Sequence[Example]) -> list[Detections]:
-        """One pass of the model for the batch; pictures with fewer phrases cost as much as the one with most."""
+        """One pass of the model for the batch; images with fewer phrases cost as much as the one with most."""
         import torch
 
         inputs = self._processor(
@@ -81,17 +81,17 @@ class OwlV2:
         scores_BxNxP = torch.sigmoid(outputs.logits.float()).cpu().numpy()
         boxes_BxNx4 = outputs.pred_boxes.float().cpu().numpy()
         return [
-            Detections(to_picture(boxes_Nx4, e.image.size), scores_NxP[:, : len(e.phrases)])
+            Detections(to_image(boxes_Nx4, e.image.size), scores_NxP[:, : len(e.phrases)])
             for e, boxes_Nx4, scores_NxP in zip(examples, boxes_BxNx4, scores_BxNxP, strict=True)
         ]
 
 
-def to_picture(boxes_Nx4: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Centre x, y, width and height in fractions of the square -> x1,y1,x2,y2 in fractions of the picture in it.
+def to_image(boxes_Nx4: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Centre x, y, width and height in fractions of the square -> x1,y1,x2,y2 in fractions of the image in it.
 
     Args:
       boxes_Nx4: float32 [N,4].
-      size: (width, height) of the picture, which lies in the square's upper left corner and fills its longer side.
+      size: (width, height) of the image, which lies in the square's upper left corner and fills its longer side.
     """
     width, height = size
     centre_Nx2, side_Nx2 = boxes_Nx4[:, :2], boxes_Nx4[:, 2:]

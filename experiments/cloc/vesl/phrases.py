@@ -29,13 +29,13 @@ def noun_phrases(caption: str, tagger: Any) -> list[str]:
 
 
 def queries(captions: Sequence[str], tagger: Any, most: int = MAX_PHRASES) -> tuple[list[str], int]:
-    """What the detector is asked for: the first `most` noun phrases of a picture's captions.
+    """What the detector is asked for: the first `most` noun phrases of an image's captions.
 
     A phrase that comes again counts among the first `most`, as in Listing 1, but is asked for once: the detector would
     give both the same scores.
 
     Args:
-      captions: of one picture; their phrases follow each other.
+      captions: of one image; their phrases follow each other.
       tagger: see taggers.py.
       most: how many phrases are kept.
 

@@ -7,7 +7,7 @@ from experiments.cloc.vesl.torch_models import files_of, load_model
 
 
 class TransformersCaptioner:
-    """An image-text-to-text model; decoding is greedy, so that a picture always gets the same caption.
+    """An image-text-to-text model; decoding is greedy, so that an image always gets the same caption.
 
     Args:
       model: a folder, or a name on the hub.
@@ -55,7 +55,7 @@ class TransformersCaptioner:
             self._beginning = tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def __call__(self, examples: Sequence[Example]) -> list[list[str]]:
-        """One caption of each picture."""
+        """One caption of each image."""
         import torch
 
         prompt = self._prompt

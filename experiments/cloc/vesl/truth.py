@@ -9,7 +9,7 @@ import numpy as np
 from clipjax.data.bad import BadRecord
 from clipjax.errors import UserError
 from experiments.cloc.vesl.assign import Detections
-from experiments.cloc.vesl.example import Example, picture_of
+from experiments.cloc.vesl.example import Example, image_of
 from experiments.cloc.vesl.meaning import meaning_of
 
 RIGHT, WRONG = 0.6, 0.01  # score of a phrase that means the object, and of one that does not
@@ -18,12 +18,12 @@ RIGHT, WRONG = 0.6, 0.01  # score of a phrase that means the object, and of one 
 class TruthDetector:
     """Finds what a phrase means by its head (meaning.py) in the record's `boxes`.
 
-    What it gives is a function of the seed, the picture and the phrases, and of nothing else.
+    What it gives is a function of the seed, the image and the phrases, and of nothing else.
 
     Args:
       miss: probability that an object is not found.
       jitter: standard deviation of each edge of a box, as a share of the box's width or height.
-      false_boxes: expected number of boxes of a picture in which nothing is (a Poisson number); each gets a phrase at
+      false_boxes: expected number of boxes of an image in which nothing is (a Poisson number); each gets a phrase at
         random, and a score from 0.1 to 0.6.
       wrong_phrase: probability that an object gets the score of another phrase, where there is one.
       score_noise: standard deviation that is added to the logit of every score.
@@ -68,7 +68,7 @@ class TruthDetector:
             meaning = meaning_of(record)
         except KeyError as error:
             raise BadRecord(f"the detector 'truth' needs the field {error}") from error
-        rng = np.random.default_rng(_seed(self._seed, picture_of(record)))
+        rng = np.random.default_rng(_seed(self._seed, image_of(record)))
         m, p = len(boxes_Mx4), len(phrases)
         scores_MxP = np.full((m, p), WRONG)
         for number, phrase in enumerate(phrases):
@@ -108,6 +108,6 @@ def _ordered(boxes_Nx4: np.ndarray) -> np.ndarray:
 
 
 def _seed(seed: int, image: Any) -> list[int]:
-    """A seed that follows the picture wherever it lies."""
+    """A seed that follows the image wherever it lies."""
     data = image.tobytes() if isinstance(image, np.ndarray) else bytes(image)
     return [seed, int.from_bytes(hashlib.sha256(data).digest()[:8], "little")]

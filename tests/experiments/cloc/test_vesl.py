@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests.experiments.cloc import tiny_vesl
-from tests.tiny_pictures import jpeg, noise
+from tests.tiny_images import jpeg, noise
 
 pytest.importorskip("textblob")
 
@@ -23,7 +23,7 @@ from experiments.cloc.vesl.captioners import FieldCaptioner, FileCaptioner
 from experiments.cloc.vesl.example import Example
 from experiments.cloc.vesl.label import Labeller
 from experiments.cloc.vesl.meaning import Meaning
-from experiments.cloc.vesl.owlv2 import OwlV2, to_picture
+from experiments.cloc.vesl.owlv2 import OwlV2, to_image
 from experiments.cloc.vesl.phrases import chunks, noun_phrases, queries
 from experiments.cloc.vesl.score import iou, score
 from experiments.cloc.vesl.taggers import NltkTagger, SpacyTagger, TextBlobTagger, tokenize
@@ -180,12 +180,12 @@ def test_detections_that_make_no_sense():
 
 @settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 50), st.lists(st.floats(0, 1), min_size=4, max_size=4))
-def test_boxes_of_a_padded_square_come_back_to_the_picture(width, height, fractions):
+def test_boxes_of_a_padded_square_come_back_to_the_image(width, height, fractions):
     x, y, w, h = fractions[0] * width, fractions[1] * height, 0.5 + fractions[2], 0.5 + fractions[3]
-    side = max(width, height)  # pixels of the square, in which the picture is at the upper left
+    side = max(width, height)  # pixels of the square, in which the image is at the upper left
     square = np.array([[(x + w / 2) / side, (y + h / 2) / side, w / side, h / side]], np.float32)
     wanted = [x / width, y / height, (x + w) / width, (y + h) / height]
-    np.testing.assert_allclose(to_picture(square, (width, height))[0], wanted, atol=2e-6)
+    np.testing.assert_allclose(to_image(square, (width, height))[0], wanted, atol=2e-6)
 
 
 def test_what_a_phrase_means():
@@ -298,7 +298,7 @@ def test_labels_of_scenes_without_noise_are_right(scenes):
         assert set(counted.lost) <= {"no phrase means it"}
 
 
-def test_a_list_of_one_picture_is_that_picture(scenes):
+def test_a_list_of_one_image_is_that_image(scenes):
     settings = {"jitter": 0.1, "score_noise": 0.5}
     (one,) = label(detector=TruthDetector(**settings))(scenes[:1])
     listed = scenes[0] | {"image": [scenes[0]["image"]]}
@@ -328,7 +328,7 @@ def test_a_bad_record_costs_itself_only():
         0: "",
         2: "image format not recognised",
         3: "image is truncated or broken",
-        4: "record has several pictures",
+        4: "record has several images",
         5: "there is no caption",
         6: "detector fails (ZeroDivisionError)",
     }
@@ -415,7 +415,7 @@ def test_captions_of_a_wrong_type_end_the_job(captions):
             return [captions] * len(examples)
 
     labeller = Labeller(One(), TextBlobTagger(), tiny_vesl.Fussy())
-    with pytest.raises(UserError, match="must give a list of texts for every picture"):
+    with pytest.raises(UserError, match="must give a list of texts for every image"):
         labeller([{"image": jpeg(noise(0))}] * 2)
 
 
@@ -513,7 +513,7 @@ def test_mistakes_of_programs_are_one_sentence(tmp_path, capsys):
     for arguments, message in (
         ([], "FILE[:arg]"),
         (["nowhere.py"], "There is no config file 'nowhere.py'"),
-        ([str(tmp_path / "plain.py")], "has no regions"),
+        ([str(tmp_path / "plain.py")], "has no feature `regions`"),
     ):
         with pytest.raises(SystemExit) as status:
             cost.main(arguments)
@@ -567,7 +567,7 @@ def test_scores_count_what_is_right_lost_and_false():
     assert (head + name).false["twice"] == 2
 
 
-def test_pictures_are_seen_upright_and_without_transparency():
+def test_images_are_seen_upright_and_without_transparency():
     seen = []
 
     class Looks(tiny_vesl.Fussy):

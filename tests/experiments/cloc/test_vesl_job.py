@@ -25,7 +25,7 @@ from experiments.cloc.vesl import job as vesl  # noqa: E402
 from experiments.cloc.vesl.captioners import FieldCaptioner  # noqa: E402
 from experiments.cloc.vesl.taggers import TextBlobTagger  # noqa: E402
 from tests.experiments.cloc import tiny_vesl  # noqa: E402
-from tests.tiny_pictures import jpeg, noise  # noqa: E402
+from tests.tiny_images import jpeg, noise  # noqa: E402
 from tools.beam import common, corpus  # noqa: E402
 
 PARTS = "tests.experiments.cloc.tiny_vesl"
@@ -174,7 +174,7 @@ def test_other_captions_in_the_same_file_are_noticed(tmp_path):
 
 
 def test_a_model_that_falls_over_at_the_end_of_a_shard_loses_nothing(tmp_path, monkeypatch):
-    bad = numbered(30) | {"image": b"no picture"}
+    bad = numbered(30) | {"image": b"no image"}
     array_record.write([*map(numbered, range(30)), bad], tmp_path / "data.arrayrecord")
     flags = [tmp_path / "data.arrayrecord", f"--output={tmp_path / 'out'}", "--shards=2"]
     flags += ["--detector=tests.experiments.cloc.tiny_vesl:Fragile", "--batch=4"]
@@ -280,7 +280,7 @@ def test_bad_records_are_counted_and_end_nothing(tmp_path):
         "image format not recognised": 4,
         "image is truncated or broken": 4,
         "json is broken": 4,
-        "record has several pictures": 4,
+        "record has several images": 4,
         "there is no caption": 4,
     }
     assert [r["number"] for r in records(tmp_path / "out")] == [0, 7, 14, 21]

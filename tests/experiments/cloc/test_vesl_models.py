@@ -16,7 +16,7 @@ from experiments.cloc.vesl.assign import regions  # noqa: E402
 from experiments.cloc.vesl.example import Example  # noqa: E402
 from experiments.cloc.vesl.owlv2 import OwlV2  # noqa: E402
 from experiments.cloc.vesl.transformers_captioner import TransformersCaptioner  # noqa: E402
-from tests.tiny_pictures import noise  # noqa: E402
+from tests.tiny_images import noise  # noqa: E402
 
 WORDS = [
     "a",
@@ -29,7 +29,7 @@ WORDS = [
     "and",
     "one",
     "small",
-    "picture",
+    "image",
     "of",
     "USER",
     ":",
@@ -89,10 +89,10 @@ def owl(tmp_path_factory):
 
 
 def examples():
-    pictures = [noise(i, size) for i, size in enumerate([(60, 40), (30, 50)])]
+    imgs = [noise(i, size) for i, size in enumerate([(60, 40), (30, 50)])]
     return [
-        Example({}, pictures[0], ("a cat", "the red mat on the very long floor of that house")),
-        Example({}, pictures[1], ("one dog", "a small cat", "the mat")),
+        Example({}, imgs[0], ("a cat", "the red mat on the very long floor of that house")),
+        Example({}, imgs[1], ("one dog", "a small cat", "the mat")),
     ]
 
 
@@ -127,14 +127,14 @@ def test_owlv2_gives_what_its_own_post_processing_gives(owl, size):
         assert len(set(ours.phrase_M.tolist())) > 1
 
 
-def test_owlv2_takes_a_picture_without_phrases_and_refuses_odd_sizes(owl):
+def test_owlv2_takes_a_image_without_phrases_and_refuses_odd_sizes(owl):
     detector = OwlV2(owl, size=0, device="cpu")
     detector.load()
     one, other = examples()
     found = detector([one._replace(phrases=()), other])
     assert found[0].scores_NxP.shape == (16, 0)
     np.testing.assert_allclose(found[1].scores_NxP, detector([other])[0].scores_NxP, atol=1e-5)
-    with pytest.raises(UserError, match="no multiple of 14"):
+    with pytest.raises(UserError, match="not a multiple of 14"):
         OwlV2(owl, size=100, device="cpu").load()
     with pytest.raises(UserError, match=r"checkpoint '.*nowhere' cannot be loaded"):
         OwlV2(owl + "/nowhere", device="cpu").load()
@@ -256,7 +256,7 @@ def llava(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("prompt", ["", "a small picture of", "A small"])
+@pytest.mark.parametrize("prompt", ["", "a small image of", "A small"])
 def test_blip_writes_captions(blip, prompt):
     captioner = TransformersCaptioner(blip, prompt, max_new_tokens=12, device="cpu")
     captioner.load()
@@ -268,7 +268,7 @@ def test_blip_writes_captions(blip, prompt):
 
 
 def test_llava_writes_captions(llava):
-    captioner = TransformersCaptioner(llava, "the picture", max_new_tokens=6, device="cpu")
+    captioner = TransformersCaptioner(llava, "the image", max_new_tokens=6, device="cpu")
     captioner.load()
     found = captioner(examples())
     assert all("ASSISTANT :" not in t for texts in found for t in texts)

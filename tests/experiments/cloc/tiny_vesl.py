@@ -8,7 +8,7 @@ import numpy as np
 from clipjax.data.bad import BadRecord
 from experiments.cloc.vesl.assign import Detections
 from experiments.cloc.vesl.truth import TruthDetector
-from tests.tiny_pictures import jpeg, noise
+from tests.tiny_images import jpeg, noise
 
 
 class SlowTruth(TruthDetector):
@@ -29,7 +29,7 @@ class Hostile:
         good, kind = jpeg(noise(index)), index % 7
         if kind == 1:
             raise BadRecord("json is broken")
-        image = {2: b"no picture", 3: good[: len(good) // 2], 4: [good, good]}.get(kind, good)
+        image = {2: b"no image", 3: good[: len(good) // 2], 4: [good, good]}.get(kind, good)
         texts = {5: [" "], 6: ["a purple cat"]}.get(kind, ["a red cat"])
         return {"image": image, "text": texts, "language": "en", "number": index}
 

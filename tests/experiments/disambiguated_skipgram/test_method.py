@@ -1,5 +1,7 @@
 """The rest of the note's "Testable small": the model, the two stages, and what they find."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+import clipjax
 from clipjax.cli import main
 from clipjax.config import load_config
 from clipjax.defaults import base_config
@@ -193,13 +196,24 @@ def test_momentum_changes_with_the_epochs():
 
 
 def test_the_two_stages_by_command(tmp_path, monkeypatch):
-    """Train, `clipjax stage`, and train from it: the second stage begins with what the first one learnt."""
+    """`clipjax train`, `stage`, `train` from it, and `eval`: the second run begins with what the first one learnt."""
     monkeypatch.chdir(toy.ROOT)
     config = str(toy.CONFIGS / "tiny.py")
     first, spread, second = (str(tmp_path / name) for name in ("first", "spread", "second"))
     quiet = ["--config.evals={}", "--config.checkpoint.every=None"]
-    assert main(["train", f"--config={config}:pretrain", f"--workdir={first}", *quiet]) == 0
+    more = "--config.total_samples=48"
+    assert main(["train", f"--config={config}:pretrain", f"--workdir={first}", *quiet, more]) == 0
     kind = "experiments.disambiguated_skipgram.stages:spread_q"
     assert main(["stage", f"--stage={kind}", f"--source={first}", f"--target={spread}"]) == 0
-    init = ["--config.init={'': '" + spread + "'}", "--config.optim.lr=1e-30", *quiet]
+    init = ["--config.init={'': '" + spread + "'}", "--config.optim.lr=1e-30"]
     assert main(["train", f"--config={config}", f"--workdir={second}", *init]) == 0
+    old, new = (clipjax.load(path).params for path in (first, second))
+    np.testing.assert_array_equal(new["sense"], old["sense"])
+    np.testing.assert_array_equal(new["disambiguation"], np.tile(old["disambiguation"], (16, 1)))
+    assert np.abs(old["disambiguation"]).max() > 0
+    results = json.loads((tmp_path / "second" / "results.json").read_text())
+    output = tmp_path / "again.jsonl"
+    assert main(["eval", f"--checkpoint={second}", f"--output={output}"]) == 0
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    again = {line["suite"]: line["metrics"] for line in lines}
+    assert again == {name: entry["metrics"] for name, entry in results.items()}

@@ -4,7 +4,7 @@
 
   MODEL_TYPES                 the model types that it reads
   WRITTEN                     those that `from_model` writes
-  PRESET                      how its pictures are prepared where no preprocessor_config.json says so
+  PRESET                      how its images are prepared where no preprocessor_config.json says so
   PREFIXES                    of the keys of single towers, which newer files leave out
   to_model(config, keys)      config.json -> `model` section
   from_model(model, kind)     and back, as one of `WRITTEN`
@@ -92,25 +92,25 @@ def _single(model: ConfigDict) -> bool:
 def _preset(
     weights: Weights, model: ConfigDict, family: Any
 ) -> tuple[Preset | None, tuple[str, ...]]:
-    """How pictures are prepared, and what was taken for granted."""
+    """How images are prepared, and what was taken for granted."""
     if "image" not in model:
         return None, ()
     found = weights.json("preprocessor_config.json")
     if found is None:
-        note = "There is no preprocessor_config.json; pictures are prepared as this family's are."
+        note = "There is no preprocessor_config.json; images are prepared as this family's are."
         naflex = model.image.get("positions") == "naflex"
         return family.PRESET._replace(**({"resize": "naflex"} if naflex else {})), (note,)
     preset, size = from_hugging_face(found)
     if size is None or size == model.image.size:
         return preset, ()
     if family is dinov2:
-        # transformers resamples the positions (of 518 px) for pictures of any size; here that is asked for.
+        # transformers resamples the positions (of 518 px) for images of any size; here that is asked for.
         return preset, (
-            f"preprocessor_config.json makes pictures of {size} px, and the positions are of {model.image.size} px, "
+            f"preprocessor_config.json makes images of {size} px, and the positions are of {model.image.size} px, "
             f"which are taken; --size={size} resamples the positions as transformers does.",
         )
     raise UserError(
-        f"preprocessor_config.json makes pictures of {size} px, but the model of config.json takes "
+        f"preprocessor_config.json makes images of {size} px, but the model of config.json takes "
         f"{model.image.size} px."
     )
 

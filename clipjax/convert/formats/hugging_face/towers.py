@@ -49,7 +49,7 @@ def square(value: Any, what: str) -> int:
     """
     sides = list(value) if isinstance(value, list | tuple) else [value]
     if len(set(sides)) != 1:
-        raise UserError(f"config.json: {what} is {value}, but clipjax's pictures are square.")
+        raise UserError(f"config.json: {what} is {value}, but clipjax's images are square.")
     return int(sides[0])
 
 
@@ -80,7 +80,7 @@ def encoder_config(tower: Mapping[str, Any]) -> dict[str, Any]:
 def vision(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of an image tower."""
     if config.get("num_channels", 3) != 3:
-        raise UserError("config.json: num_channels is not 3, but clipjax's pictures are RGB.")
+        raise UserError("config.json: num_channels is not 3, but clipjax's images are RGB.")
     return dict(
         size=square(config["image_size"], "image_size"),
         patch=square(config["patch_size"], "patch_size"),

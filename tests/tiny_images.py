@@ -1,4 +1,4 @@
-"""Encoded pictures for tests."""
+"""Encoded images for tests."""
 
 import io
 
@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image
 
 
-def jpeg(picture, quality=90):
+def jpeg(image, quality=90):
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
 def noise(seed, size=(96, 72)):
-    """A smooth picture."""
+    """A smooth image."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""A picture whose size is known before it is decoded, so that no more of it is decoded than a training view needs.
+"""An image whose size is known before it is decoded, so that no more of it is decoded than a training view needs.
 
 libjpeg-turbo can leave out whole frequencies, and so decodes to an eighth, a quarter or a half of the size in less time
 than the whole (to other eighths as well, but in code without SIMD, which takes longer than the whole).
@@ -24,8 +24,8 @@ _EXIF = b"Exif\x00\x00"
 _HEADER = 1 << 16  # an EXIF segment lies within the first 64 kB
 
 
-class Picture:
-    """A picture of a record.
+class EncodedImage:
+    """An image of a record.
 
     Args:
       image: encoded bytes, a uint8 array [H,W,3|4], or a PIL image.
@@ -50,11 +50,11 @@ class Picture:
     def pixels(
         self, scale: float = 1.0, background: tuple[int, int, int] = (255, 255, 255)
     ) -> np.ndarray:
-        """uint8 [h,w,3], at least `scale` times as large as the picture, and at most as large.
+        """uint8 [h,w,3], at least `scale` times as large as the image, and at most as large.
 
         Args:
-          scale: the smallest that will do; 1 and more is the whole picture.
-          background: what lies under a transparent picture.
+          scale: the smallest that will do; 1 and more is the whole image.
+          background: what lies under a transparent image.
 
         Raises:
           BadRecord: truncated or broken.
@@ -71,7 +71,7 @@ class Picture:
         return np.asarray(self.image(background))
 
     def image(self, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-        """The whole picture, mode RGB.
+        """The whole image, mode RGB.
 
         Raises:
           BadRecord: truncated or broken.

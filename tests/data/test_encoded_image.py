@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipjax.data.bad import REASONS, BadRecord
+from clipjax.data.encoded_image import EncodedImage
 from clipjax.data.images import INTERPOLATIONS, decode
-from clipjax.data.picture import Picture
 from clipjax.data.resize import resize
 
 
@@ -28,7 +28,7 @@ def encoded(image, format="JPEG", **options):
 
 def test_the_whole_jpeg_is_pillows():
     data = encoded(photo(), quality=95)
-    found = Picture(data).pixels()
+    found = EncodedImage(data).pixels()
     # Two builds of one decoder.
     assert np.abs(found.astype(int) - np.asarray(decode(data))).max() <= 2
 
@@ -36,9 +36,9 @@ def test_the_whole_jpeg_is_pillows():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.01, 2.0))
 def test_scaled_decoding(width, height, scale):
-    picture = Picture(encoded(photo(width, height), quality=95))
-    assert picture.size == (width, height)
-    found = picture.pixels(scale)
+    img = EncodedImage(encoded(photo(width, height), quality=95))
+    assert img.size == (width, height)
+    found = img.pixels(scale)
     assert found.dtype == np.uint8
     assert min(width, scale * width) <= found.shape[1] <= width
     assert min(height, scale * height) <= found.shape[0] <= height
@@ -46,8 +46,8 @@ def test_scaled_decoding(width, height, scale):
 
 def test_scaling_leaves_out_what_is_not_needed():
     data = encoded(photo(1600, 1200), quality=95)
-    assert Picture(data).pixels(0.26).shape == (600, 800, 3)  # 3/8 would take longer
-    small = Picture(data).pixels(0.2)
+    assert EncodedImage(data).pixels(0.26).shape == (600, 800, 3)  # 3/8 would take longer
+    small = EncodedImage(data).pixels(0.2)
     assert small.shape == (300, 400, 3)
     wanted = np.asarray(decode(data).resize((400, 300), Image.Resampling.BOX), int)
     assert np.abs(small - wanted).max() < 12
@@ -58,7 +58,7 @@ def test_scaling_leaves_out_what_is_not_needed():
 def test_colour_spaces(mode):
     image = photo().convert(mode)
     data = encoded(image, quality=95)
-    found = Picture(data).pixels(0.5)
+    found = EncodedImage(data).pixels(0.5)
     whole = np.asarray(decode(data).resize(found.shape[1::-1], Image.Resampling.BOX), int)
     assert np.abs(found - whole).mean() < 2
 
@@ -68,15 +68,15 @@ def test_exif_orientation(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photo(), exif=exif)
-    picture = Picture(data)
+    img = EncodedImage(data)
     upright = decode(data)
-    assert picture.size == upright.size == ((160, 120) if orientation < 5 else (120, 160))
-    assert np.array_equal(picture.pixels(0.3), np.asarray(upright))
+    assert img.size == upright.size == ((160, 120) if orientation < 5 else (120, 160))
+    assert np.array_equal(img.pixels(0.3), np.asarray(upright))
 
 
-def test_transparent_pictures_lie_on_the_background():
+def test_transparent_images_lie_on_the_background():
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert (Picture(encoded(image, "PNG")).pixels(1.0, (10, 20, 30)) == (10, 20, 30)).all()
+    assert (EncodedImage(encoded(image, "PNG")).pixels(1.0, (10, 20, 30)) == (10, 20, 30)).all()
 
 
 @pytest.mark.parametrize("cut", [20, 200, 0.3, 0.9])
@@ -84,7 +84,7 @@ def test_truncated_jpegs(cut):
     data = encoded(photo(), quality=90)
     data = data[: cut if isinstance(cut, int) else int(cut * len(data))]
     with pytest.raises(BadRecord) as error:
-        Picture(data).pixels(0.5)
+        EncodedImage(data).pixels(0.5)
     assert str(error.value) in REASONS[:4]
 
 
@@ -92,7 +92,7 @@ def test_what_pillow_takes_with_a_warning_is_taken():
     """Bytes between segments, which libjpeg only warns of."""
     data = encoded(photo(), quality=90)
     odd = data[:-2] + b"\x00\x00\x00" + data[-2:]
-    assert np.abs(Picture(odd).pixels().astype(int) - np.asarray(decode(odd))).max() <= 2
+    assert np.abs(EncodedImage(odd).pixels().astype(int) - np.asarray(decode(odd))).max() <= 2
 
 
 def test_bombs():
@@ -100,19 +100,19 @@ def test_bombs():
     place = data.index(b"\xff\xc0")
     data[place + 5 : place + 9] = b"\xff\xff\xff\xff"  # 65,535 x 65,535
     with pytest.raises(BadRecord, match="more than 100,000,000 pixels"):
-        Picture(bytes(data))
+        EncodedImage(bytes(data))
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     st.binary(max_size=300), st.integers(0, 600), st.sampled_from(["JPEG", "PNG", "WEBP", "GIF"])
 )
-def test_any_damage_is_a_picture_or_a_reason(noise, place, format):
+def test_any_damage_is_a_image_or_a_reason(noise, place, format):
     data = encoded(photo(40, 30), format)
     data = data[:place] + noise + data[place + len(noise) :]
     reason, pixels = None, None
     try:
-        pixels = Picture(data).pixels(0.7)
+        pixels = EncodedImage(data).pixels(0.7)
     except BadRecord as error:
         reason = str(error)
     assert reason in REASONS or (pixels.dtype == np.uint8 and pixels.shape[2] == 3)

@@ -1,4 +1,4 @@
-"""What pages show of pictures: inline thumbnails, boxes drawn over them, and lists of answers."""
+"""What pages show of images: inline thumbnails, boxes drawn over them, and lists of answers."""
 
 import base64
 import html
@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 COLOURS = 6  # of boxes, the classes c0 to c5 of report.css
-NO_PICTURE = "<span class='picture empty'>no picture</span>"
+NO_IMAGE = "<span class='image empty'>no image</span>"
 
 
 class Answer(NamedTuple):
     """One of the best answers to a query.
 
-    `image` is PIL, uint8 [H, W, 1|3|4] or encoded bytes; None where there is no picture to show.
+    `image` is PIL, uint8 [H, W, 1|3|4] or encoded bytes; None where there is no image to show.
     """
 
     text: str
@@ -26,9 +26,9 @@ class Answer(NamedTuple):
 
 
 def thumbnail_uri(image: Any, size: int = 192) -> str:
-    """Data URI of a picture: PIL, uint8 [H, W, 1|3|4] or [H, W], or encoded bytes.
+    """Data URI of an image: PIL, uint8 [H, W, 1|3|4] or [H, W], or encoded bytes.
 
-    It is upright, as the model sees it, and transparency is laid on white. A picture larger than `size` pixels is made
+    It is upright, as the model sees it, and transparency is laid on white. An image larger than `size` pixels is made
     smaller; a smaller one stays as it is, and the browser scales it.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -46,7 +46,7 @@ def thumbnail_uri(image: Any, size: int = 192) -> str:
 
 
 def thumbnail_or_none(image: Any, size: int = 192) -> str | None:
-    """The same; None where there is no picture, or one that cannot be read."""
+    """The same; None where there is no image, or one that cannot be read."""
     try:
         return None if image is None else thumbnail_uri(image, size)
     except (OSError, ValueError, TypeError, KeyError):
@@ -56,10 +56,10 @@ def thumbnail_or_none(image: Any, size: int = 192) -> str | None:
 def frame_html(
     uri: str, boxes_Mx4: np.ndarray, marks: Sequence[str], tags: Sequence[str] = ()
 ) -> str:
-    """A picture with its boxes; each rectangle is drawn twice, so that it shows on any ground.
+    """An image with its boxes; each rectangle is drawn twice, so that it shows on any ground.
 
     Args:
-        uri: of the picture.
+        uri: of the image.
         boxes_Mx4: x1, y1, x2, y2 as fractions of it.
         marks: CSS classes of each box.
         tags: short texts at the boxes' first corners; none without.

@@ -1,0 +1,42 @@
+"""CLIP-Refine in a minute on two CPU cores: an encoder of drawings sees captions of composed scenes, each once.
+
+`experiments/clip_refine/configs/small.py:ARM` is one of arms.py. The start is a run of configs/start.py.
+"""
+
+from pathlib import Path
+
+from clipjax.config import import_file
+from clipjax.defaults import base_config
+from clipjax.models import model_section
+from experiments.clip_refine.arms import FREEZE, TEACHER, losses
+
+start = import_file(Path(__file__).with_name("start.py"))
+scenes = import_file(Path(__file__).parents[2] / "cloc" / "configs" / "scenes.py")
+
+
+def get_config(arg="full"):
+    config = base_config()
+    config.batch_size = 64
+    config.total_samples = 20_000
+    drawings = start.get_config()
+    ours = {"kind": "experiments.clip_refine.model:TaughtDualEncoder", "teacher": drawings.model}
+    config.model = model_section(**drawings.model.to_dict() | ours)
+    config.init = {"": "runs/clip_refine/start-0", **TEACHER}
+    config.losses = losses(arg)
+    config.preprocess.resize = "squash"
+    config.data.sources = scenes.get_config("clip").data.sources
+    config.data.features.image.augment.crop = "fit"
+    config.optim.update(lr=1e-4, schedule="constant", warmup=0, freeze=FREEZE)
+    config.optim.update(weight_decay=0.1, decay_rules=((".*", 1.0),))
+    config.checkpoint.every = "100%"
+    held_out = {"source": scenes.held_out(), "every": None}
+    geometry = {"kind": "experiments.clip_refine.evals:Geometry", **held_out}
+    config.evals = {
+        "scenes": {"kind": "retrieval", **held_out},
+        "geometry": geometry,
+        "geometry_drawings": geometry
+        | {"source": drawings.evals.seen.source, "text_field": "name"},
+        "seen": drawings.evals.seen.to_dict() | {"every": None},
+        "category": drawings.evals.category,
+    }
+    return config

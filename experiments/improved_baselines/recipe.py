@@ -1,0 +1,43 @@
+"""All arms of this folder's README, and its table.
+
+  clipjax recipe --recipe=experiments/improved_baselines/recipe.py --workdir=runs/improved_baselines --jobs=2
+
+Three seeds of `clip` and `rocket`, one of each further arm; with the argument `full` three of all. The last two rows
+compare at equal samples: a CLIP as short as `rocket`, and a `rocket` as long as `clip` (three times the cost).
+"""
+
+from clipjax.recipe import arms, rows, table, train
+from experiments.improved_baselines.arms import ARMS
+from experiments.improved_baselines.configs.small import VIEWS
+
+MAIN, SEEDS = ARMS[:2], (0, 1, 2)
+EQUAL = {"clip, a third": ("clip", VIEWS // 3), "rocket, threefold": ("rocket", VIEWS)}
+COLUMNS = {
+    "seen R@5": "seen/text_to_image/R@5",
+    "unseen R@5": "unseen/text_to_image/R@5",
+    "category": "category/mean_per_class",
+}
+
+
+def get_recipe(arg=None):
+    few = SEEDS if arg == "full" else SEEDS[:1]
+    equal = {title: title.replace(", ", "-").replace(" ", "-") for title in EQUAL}
+    seen = "seen R@5"
+    return [
+        *arms("configs/small.py", MAIN, SEEDS),
+        *arms("configs/small.py", ARMS[2:], few),
+        *(
+            train(equal[title], f"configs/small.py:{arm}", {"total_samples": samples})
+            for title, (arm, samples) in EQUAL.items()
+        ),
+        table(
+            "results",
+            {**rows(MAIN, SEEDS), **rows(ARMS[2:], few), **equal},
+            COLUMNS,
+            baseline="clip",
+            compare=[
+                ("rocket", "clip", seen),
+                *((arm, arm.partition("_")[0], seen) for arm in ARMS[2:]),
+            ],
+        ),
+    ]
