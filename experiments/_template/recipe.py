@@ -5,7 +5,7 @@ from clipjax.recipe import arms, folder, rows, stage, table
 ARMS, SEEDS = ("plain", "crop"), (0, 1, 2)
 
 
-def get_recipe(arg=None):
+def get_recipe():
     return [
         *arms("configs/small.py", ARMS, SEEDS),
         stage("without", "experiments._template.stages:plain", folder("crop-0")),

@@ -6,7 +6,7 @@ Scenes are composed once and read from files. Three seeds of the main pair, one 
 `full` three of each, so that all comparisons can be made.
 """
 
-from clipjax.recipe import Column, arms, call, folder, rows, table
+from clipjax.recipe import Column, arms, call, folder, further_seeds, rows, table
 
 MAIN = ("ungated_30", "all_30")
 OTHERS = ("raw_30", "sample_30", "raw_0", "ungated_0", "all_0")
@@ -23,7 +23,7 @@ COMPARE = (("all_30", "ungated_30"), ("ungated_30", "raw_30"), ("all_0", "ungate
 
 
 def get_recipe(arg=None):
-    few = (0, 1, 2) if arg == "full" else (0,)
+    few = further_seeds(arg)
     files = {"kind": "array_record", "files": f"{folder('scenes')}/*.array_record"}
     overrides = {"data.sources.scenes.scenes": files, "data.threads": 1}
     of_arms = {**rows(MAIN), **rows(OTHERS, few)}

@@ -6,7 +6,7 @@ Scenes are composed once and read from files. Three seeds of the main pair, one 
 `full` three of each, so that all comparisons can be made.
 """
 
-from clipjax.recipe import Column, arms, call, evaluate, folder, rows, table, train
+from clipjax.recipe import Column, arms, call, evaluate, folder, further_seeds, rows, table, train
 from experiments.clip_refine.arms import TEACHER
 
 MAIN, OTHERS, SEEDS = ("contrastive", "full"), ("self", "mixed", "direct"), (0, 1, 2)
@@ -25,7 +25,7 @@ COMPARE += [("full", "contrastive", column) for column in list(COLUMNS)[3:7]]
 
 
 def get_recipe(arg=None):
-    few = SEEDS if arg == "full" else (0,)
+    few = further_seeds(arg)
     source = {"kind": "array_record", "files": f"{folder('scenes')}/*.array_record"}
     steps = [call("scenes", "experiments.cloc.scenes_on_disk:write", count=20_000)]
     for seed in SEEDS:

@@ -12,9 +12,7 @@ ARMS = {"skipgram": None, "no_pretrain": None, "full": "pretrain"}
 FURTHER = {"wrong_sign": "pretrain_wrong_sign"}  # one seed
 
 
-def get_recipe(arg=None):
-    if arg is not None:
-        raise ValueError("this recipe takes no argument")
+def get_recipe():
     path = folder("corpus") + "/corpus.npz"
     steps = [call("corpus", "tools.build_word_corpus:build")]
 

@@ -6,7 +6,7 @@ Three seeds of `clip` and `rocket`, one of each further arm; with the argument `
 compare at equal samples: a CLIP as short as `rocket`, and a `rocket` as long as `clip` (three times the cost).
 """
 
-from clipjax.recipe import arms, rows, table, train
+from clipjax.recipe import arms, further_seeds, rows, table, train
 from experiments.improved_baselines.arms import ARMS
 from experiments.improved_baselines.configs.small import VIEWS
 
@@ -20,7 +20,7 @@ COLUMNS = {
 
 
 def get_recipe(arg=None):
-    few = SEEDS if arg == "full" else SEEDS[:1]
+    few = further_seeds(arg)
     equal = {title: title.replace(", ", "-").replace(" ", "-") for title in EQUAL}
     seen = "seen R@5"
     return [
