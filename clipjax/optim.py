@@ -178,15 +178,27 @@ def adamw(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformat
 
 
 def sgd(
-    config: Mapping[str, Any], trained: Flat, *, momentum: float = 0.9, nesterov: bool = False
+    config: Mapping[str, Any],
+    trained: Flat,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    l2: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Gradient descent: the sum of past gradients, each weighted by `momentum` a step; 0 is the gradient alone."""
+    """Gradient descent: the sum of past gradients, each weighted by `momentum` a step; 0 is the gradient alone.
+
+    `l2` times the parameter is added to its gradient, so that it takes part in the sum: the `weight_decay` of PyTorch's
+    SGD. This section's own `weight_decay` is added to the sum.
+    """
     del config, trained
     if not 0 <= momentum < 1:
         raise UserError(
             f"config.optim.settings.momentum must be at least 0 and below 1, not {momentum!r}."
         )
-    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+    if wanted(0.0, l2) or l2 < 0:
+        raise UserError(f"config.optim.settings.l2 must be a number of at least 0, not {l2!r}.")
+    add = optax.add_decayed_weights(l2) if l2 else optax.identity()
+    return optax.chain(add, optax.trace(momentum, nesterov) if momentum else optax.identity())
 
 
 def lion(config: Mapping[str, Any], trained: Flat) -> optax.GradientTransformation:

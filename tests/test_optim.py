@@ -346,6 +346,14 @@ def test_sgd():
     np.testing.assert_allclose(one_step(nesterov, gradient)[0], -0.15 * gradient, rtol=1e-6)
 
 
+def test_sgd_with_l2_in_the_sum():
+    """The parameter is 1 all the time here: it is decayed like a gradient, momentum included."""
+    gradient = np.array([1.0, -2.0, 4.0], np.float32)
+    moved = one_step(settings(name="sgd", settings={"l2": 0.5}), gradient, steps=3)
+    for update, factor in zip(moved, (1, 1.9, 2.71), strict=True):
+        np.testing.assert_allclose(update, -0.1 * factor * (gradient + 0.5), rtol=1e-6)
+
+
 def test_an_optimizer_by_import_path():
     section = settings(name="tests.tiny_core:signs", settings={"size": 2.0})
     (moved,) = one_step(section, np.array([3.0, -5.0, 0.5], np.float32))
@@ -366,6 +374,7 @@ def test_an_optimizer_by_import_path():
         ),
         ({"name": "adamw", "settings": {"b1": 0.5}}, "The optimizer 'adamw' has no setting 'b1'"),
         ({"name": "sgd", "settings": {"momentum": 1.0}}, "must be at least 0 and below 1, not 1.0"),
+        ({"name": "sgd", "settings": {"l2": -1.0}}, "l2 must be a number of at least 0, not -1.0"),
     ],
 )
 def test_optimizers_that_do_not_fit(changes, words):

@@ -20,6 +20,7 @@ form, is one sentence that names `module:function`, before the run starts. A los
 `batch["sample_seed"]` (uint32 [B]), so that it does not depend on the mesh.
 """
 
+from clipjax.losses.classes import class_cross_entropy
 from clipjax.losses.distill import similarity_distill
 from clipjax.losses.regions.contrastive import region_contrastive
 from clipjax.losses.regions.grounding import grounding
@@ -28,6 +29,7 @@ from clipjax.losses.softmax import softmax_contrastive
 
 __all__ = [
     "KINDS",
+    "class_cross_entropy",
     "grounding",
     "region_contrastive",
     "sigmoid_contrastive",
@@ -38,6 +40,7 @@ __all__ = [
 KINDS = {
     "softmax": "clipjax.losses.softmax:softmax",
     "sigmoid": "clipjax.losses.sigmoid:sigmoid",
+    "class_cross_entropy": "clipjax.losses.classes:classify",
     "similarity_distill": "clipjax.losses.distill:distill_similarities",
     "region_softmax": "clipjax.losses.regions.contrastive:region_softmax",
     "grounding": "clipjax.losses.regions.grounding:region_grounding",

@@ -25,7 +25,8 @@ under the field's name (`teacher/image/...`). A part may be a whole model, whose
 path. Every part may have its own `dtype` and `param_dtype` (None: those of what it is a part of) and `remat`. The
 `attention` and `quantize` of the whole model go to every part below; a part that has parts may say otherwise for them.
 
-**Rules for a module.** A setting that is a list becomes a tuple, a dict a `FrozenDict`, so that modules can be hashed.
+**Rules for a module.** A setting that is a list becomes a tuple, a dict a `FrozenDict`, so that modules can be hashed;
+a section for a field that is annotated as a `Mapping`, such as that of a tokenizer, is a setting and no part.
 All parameters are made by `__call__` with `train=False`, or by `whole_batch`. What is random while training comes from
 `batch["sample_seed"]` (uint32 [B]) alone. Each sample's outputs depend on that sample alone; what mixes samples (batch
 norm) belongs in an optional `whole_batch(self, outputs, batch, *, train) -> outputs`, which the train step calls with
@@ -99,6 +100,18 @@ def part_fields(module: type[nn.Module]) -> dict[str, bool]:
         f.name: _is_required(f)
         for f in dataclasses.fields(module)
         if f.name not in ("parent", "name") and _is_module(hints[f.name])
+    }
+
+
+def _setting_fields(module: type[nn.Module]) -> set[str]:
+    """The fields that are mappings: a section for one of these is a setting, also if it has a `kind`."""
+    hints = {f.name: f.type for f in dataclasses.fields(module)}
+    with contextlib.suppress(NameError):  # an annotation that is only imported for type checkers
+        hints = typing.get_type_hints(module)
+    return {
+        name
+        for name, hint in hints.items()
+        if typing.get_origin(hint) is Mapping or hint is Mapping
     }
 
 
@@ -262,6 +275,7 @@ def _make(
     module = _module_class(kind, table, what)
     fields = {f.name: f for f in dataclasses.fields(module)}
     parts, name = part_fields(module), path.rpartition(".")[2]
+    mappings = _setting_fields(module)
 
     # A part without parts has no `quantize` but the model's, and its `attention`, if any, is a field of its own.
     mine = [k for k in _HOW if "dtype" in k or path == "model" or (parts and k not in fields)]
@@ -278,7 +292,7 @@ def _make(
         where = f"{path}.{key}"
         if key in PARTS and key not in fields:
             raise _no_place(what, kind, key, path)
-        if _is_section(value) and "kind" in value:
+        if _is_section(value) and "kind" in value and key not in mappings:
             if key not in fields:
                 raise UserError(
                     f"The {what} {kind!r} has no part {key!r}{registry.nearest(key, list(parts))}."

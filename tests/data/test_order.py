@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipjax.data.orders.shuffle import Shuffle
+from clipjax.data.orders.records import Records
+from clipjax.data.orders.shuffle import Shuffle, shuffle
+from clipjax.errors import UserError
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,6 +37,18 @@ def test_windows_stay_near():
     assert {r // 500 for r in later} != blocks  # another epoch begins elsewhere
 
 
+def test_a_second_run_goes_on_where_the_first_ended():
+    records = Records("ab", [range(100), range(30)], [1.0, 2.0], [None, None], 5, 16)
+    whole, rest = shuffle(records), shuffle(records, start=70)
+    for place in range(200):
+        for number in range(2):
+            assert rest.draw(place, number) == whole.draw(70 + place, number)
+    with pytest.raises(
+        UserError, match=r"config\.data\.order\.start must be a whole number of at least 0"
+    ):
+        shuffle(records, start=-1)
+
+
 def test_replacements_come_from_the_same_source():
     order = Shuffle([10, 1000], [1.0, 1.0], 0)
     for place in range(20):
@@ -46,7 +60,9 @@ def test_replacements_come_from_the_same_source():
 
 PROGRAM = """
 import pickle, resource, time
-from clipjax.data.orders.shuffle import Shuffle
+from clipjax.data.orders.records import Records
+from clipjax.data.orders.shuffle import Shuffle, shuffle
+from clipjax.errors import UserError
 from clipjax.data.pipeline import HostView
 
 LENGTHS, WEIGHTS, BATCH, DONE = [10**9, 3 * 10**8, 10**12], [3.0, 1.0, 1.0], 32768, 12345

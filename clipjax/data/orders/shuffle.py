@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
+from clipjax.data.features.settings import whole
 from clipjax.data.orders.records import Records, hash32, hashed
 
 
@@ -86,6 +87,25 @@ def _shuffled(length: int, seed: int, window: tuple[int, int] | None):
     return grain.MapDataset.range(length).seed(seed).shuffle().repeat()
 
 
-def shuffle(records: Records) -> Shuffle:
-    """The kind `shuffle` of config.data.order: see `Shuffle`."""
-    return Shuffle(records.lengths, records.weights, records.seed, records.windows)
+class _From:
+    """An order from a later place on."""
+
+    def __init__(self, order: Shuffle, start: int):
+        self._order, self._start = order, start
+
+    def draw(self, place: int, number: int) -> tuple[int, int]:
+        return self._order.draw(self._start + place, number)
+
+
+def shuffle(records: Records, start: int = 0) -> Shuffle | _From:
+    """The kind `shuffle` of config.data.order: see `Shuffle`.
+
+    `start` is the place of the run's first sample. A second run that is to go on through the data where a first one
+    ended, with the same seed and sources, has that one's number of samples here; else it sees the same records again.
+
+    Raises:
+      UserError: `start` is no whole number of at least 0.
+    """
+    whole(start, 0, "config.data.order.start")
+    order = Shuffle(records.lengths, records.weights, records.seed, records.windows)
+    return _From(order, start) if start else order

@@ -11,7 +11,10 @@ from pathlib import Path
 from clipjax.config import import_file
 
 paper = import_file(Path(__file__).with_name("paper.py"))
-V, K, EPOCH = 20_000, 3, 300_032  # samples: a quarter of the corpus
+V, K = 20_000, 3
+STEPS = 585  # of the first stage, and of each of the three epochs of the second
+RATE = 30.0  # of a mean over about 3,000 targets
+FIRST = 512 * STEPS  # samples: a quarter of the corpus
 ARMS = ("pretrain", "pretrain_wrong_sign", "full", "wrong_sign", "no_pretrain", "skipgram")
 
 
@@ -20,17 +23,20 @@ def get_config(arg="full"):
         raise ValueError(f"there is no arm {arg!r}; there are {', '.join(ARMS)}")
     windows = f"{paper.HERE}.windows:Windows"
     corpus = {"kind": windows, "path": "runs/words/corpus.npz", "vocabulary": V, "grouped": True}
-    whole = 4 / 3 if arg in ("no_pretrain", "skipgram") else 1  # as long as both stages
+    first = arg in ("pretrain", "pretrain_wrong_sign")
+    alone = arg in ("no_pretrain", "skipgram")
     config = paper.build(
-        "pretrain" if "pretrain" in arg and arg != "no_pretrain" else "train",
+        "pretrain" if first else "train",
         corpus,
-        epoch=round(EPOCH * whole),
+        epoch=FIRST * 4 // 3 if alone else FIRST,
         batch_size=512,
         vocabulary=V,
         senses=1 if arg == "skipgram" else K,
         embed_dim=100,
-        lr=30.0,
+        lr=RATE,
     )
+    if not first and not alone:
+        config.data.order = {"kind": "shuffle", "start": FIRST}  # what the first stage has not seen
     if arg == "pretrain_wrong_sign":
         config.losses.entropy.weight = -paper.GAMMA
     if arg == "skipgram":

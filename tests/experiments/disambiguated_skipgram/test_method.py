@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import clipjax
 from clipjax.cli import main
-from clipjax.config import load_config
+from clipjax.config import import_file, load_config
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
@@ -119,6 +119,32 @@ def test_the_sign_of_gamma(gamma, sign):
     assert np.sign(after - before) == sign
 
 
+def test_gamma_of_the_configs_rewards_entropy_and_the_wrong_sign_punishes_it():
+    small = import_file(toy.CONFIGS / "small.py")
+    weights = [
+        small.get_config(a).losses.entropy.weight for a in ("pretrain", "pretrain_wrong_sign")
+    ]
+    assert weights == [-0.1, 0.1]
+    found = []
+    for weight in (weights[0], 0.0, weights[1]):
+        config = toy.config("pretrain", 60, **{"losses.entropy.weight": weight, "optim.lr": 2.0})
+        found.append(toy.run(config)[1]["entropy/loss"])
+    assert found[0] > found[1] > found[2]
+
+
+def test_both_stages_see_the_records_that_one_alone_sees():
+    small = import_file(toy.CONFIGS / "small.py")
+    arms = {arm: small.get_config(arm) for arm in small.ARMS}
+    length = {arm: config.total_samples for arm, config in arms.items()}
+    assert length["no_pretrain"] == length["skipgram"] == length["pretrain"] + length["full"]
+    for arm, config in arms.items():
+        first = "start" not in config.data.order
+        assert first == (arm not in ("full", "wrong_sign"))
+        assert first or config.data.order.start == length["pretrain"]
+        assert config.optim.settings.steps * config.batch_size == length[arm]
+        assert length[arm] % (3 * config.batch_size) == 0  # the second stage's three epochs
+
+
 def test_after_spread_q_every_word_has_the_shared_disambiguation():
     shared, params, batch = model_case(shared=True, relaxed=False)
     config = ConfigDict({"model": {"vocabulary": V, "senses": K, "shared": True, "relaxed": False}})
@@ -173,7 +199,19 @@ def test_nearest_neighbours_of_its_senses_are_of_either_topic(both_stages):
 def test_the_papers_recipe_traces(arg):
     config = load_config(f"{toy.CONFIGS / 'paper.py'}:{arg}", base_config())
     made = prepare(config, make_mesh({"fsdp": 4, "tensor": 2}, jax.devices()))
-    params = made.state.params
+    params, losses = made.state.params, made.config.losses
+    assert made.config.batch_size == 128
+    assert made.batch["context"].shape == (128, 10)
+    assert losses.skipgram.candidates == 64
+    epoch = 34_000_000 * 128
+    if arg == "pretrain":
+        assert losses.entropy.weight == -0.1
+        assert tuple(made.config.optim.settings["values"]) == (0.5,)
+        assert made.config.total_samples == epoch
+    else:
+        assert losses.skipgram.temperature == ((0, 1.0), (epoch, 0.5))
+        assert "entropy" not in losses
+        assert made.config.total_samples == 3 * epoch
     assert params["sense"].shape == (500_000, 300)
     assert params["disambiguation"].shape == ((5, 300) if arg == "pretrain" else (500_000, 300))
     steps = 34_000_000

@@ -1,0 +1,360 @@
+"""MaPLe's prompts in a small CLIP: the numbers are those of the note's list "Testable small"."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from clipjax import rules
+from clipjax.config import load_config
+from clipjax.data.tokenizers import make_tokenizer
+from clipjax.defaults import base_config
+from clipjax.errors import UserError
+from clipjax.losses import class_cross_entropy
+from clipjax.mesh import make_mesh
+from clipjax.models import image_section, make_model, model_section, text_section
+from clipjax.models.layer_inputs import Taps
+from clipjax.models.transformer import Block
+from clipjax.prepare import prepare
+from clipjax.stages import run
+from clipjax.step import init_state
+from experiments.maple.evals import BaseToNovel, harmonic_mean
+from experiments.maple.schedules import cosine_by_epoch
+from experiments.maple.stages import add_prompts
+
+FOLDER = Path(__file__).parents[3] / "experiments" / "maple"
+L, N, DEPTH, WT, WV = 10, 2, 3, 16, 24
+NAMES = ("cat", "green apple", "kite")
+BPE = {"kind": "clip_bpe"}
+OTHER = np.random.default_rng(1).normal(size=(DEPTH, N, WT)).astype(np.float32)
+IMAGE = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+
+
+def tokens(texts):
+    return make_tokenizer(BPE, L)(texts)
+
+
+@functools.cache
+def clip():
+    """(parameters, config) of a fresh CLIP."""
+    image = image_section(size=16, patch=8, width=WV, depth=3, heads=2)
+    text = text_section(length=L, width=WT, depth=3, heads=2)
+    config = base_config()
+    config.model = model_section(image, text, embed_dim=8, init_scale=20.0)
+    module = make_model(config.model)
+    batch = {"image": IMAGE, "text": tokens(["cat"] * 3)}
+    params = jax.jit(module.init)(jax.random.key(0), batch)["params"]
+    params = jax.tree.map(np.asarray, jax.tree.map(lambda x: x.unbox(), params, is_leaf=_is_boxed))
+    return params, config
+
+
+def _is_boxed(x):
+    return hasattr(x, "unbox")
+
+
+@functools.cache
+def prompted(arm="coupled", depth=DEPTH):
+    """(module, parameters) of an arm, as the stage makes it."""
+    params, config = clip()
+    config = type(config)(config.to_dict(), type_safe=False)
+    settings = dict(arm=arm, count=N, depth=depth)
+    flat, config = run(add_prompts, "add_prompts", dict(params), config, settings)
+    config.model.classes = NAMES
+    return make_model(config.model), rules.tree(flat)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def outputs(module, params, batch):
+    return module.apply({"params": params}, batch)
+
+
+def of(arm="coupled", depth=DEPTH, change=None, batch=None):
+    """All outputs of an arm for three images and their labels, after a change of its prompts."""
+    module, params = prompted(arm, depth)
+    prompts = {name: np.array(x) for name, x in params["prompts"].items()}
+    if change is not None:
+        change(prompts)
+    batch = batch or {"image": IMAGE, "labels": np.arange(3, dtype=np.int32)[:, None]}
+    return outputs(module, params | {"prompts": prompts}, batch)
+
+
+def test_1_shallow_prompts_begin_as_the_words():
+    params, config = clip()
+    sentences = tokens([f"a photo of a {name}." for name in NAMES])
+    want = outputs(make_model(config.model), params, {"text": sentences})["text_embedding"]
+    np.testing.assert_array_equal(of(depth=1)["class_centres"], want)
+
+
+def test_1_deep_prompts_do_not():
+    params, config = clip()
+    sentences = tokens([f"a photo of a {name}." for name in NAMES])
+    want = outputs(make_model(config.model), params, {"text": sentences})["text_embedding"]
+    assert np.abs(of()["class_centres"] - want).max() > 1e-3
+
+
+def test_2_parameters():
+    config = load_config(f"{FOLDER}/configs/paper.py", base_config())
+    config.model.classes = NAMES
+    prepared = prepare(config, make_mesh({"data": 1}, jax.devices()[:1]))
+    flat = rules.paths(prepared.state.params)
+    count = sum(x.size for path, x in flat.items() if path.startswith("prompts/"))
+    assert count == 9 * (2 * 512) + 9 * (512 * 768 + 768) == 3_555_072
+    _, params = prompted()
+    count = sum(x.size for x in params["prompts"].values())
+    assert count == DEPTH * (N * WT) + DEPTH * (WT * WV + WV)
+
+
+def test_2_coupling_functions_begin_alike_but_the_first():
+    _, params = prompted()
+    kernel = params["prompts"]["coupling_kernel"]
+    np.testing.assert_array_equal(kernel[1], kernel[2])
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.1
+    assert np.abs(kernel).max() <= WT**-0.5
+    assert np.abs(kernel).std() == pytest.approx(WT**-0.5 / 12**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("stopped", ["class_centres", "image_embedding"])
+def test_3_prompts_learn_from_either_side(stopped):
+    module, params = prompted()
+    batch = {"image": IMAGE, "labels": np.arange(3, dtype=np.int32)[:, None]}
+
+    @jax.jit
+    def gradient(prompts):
+        def loss(prompts):
+            found = outputs(module, params | {"prompts": prompts}, batch)
+            found = found | {stopped: jax.lax.stop_gradient(found[stopped])}
+            arrays = (found["image_embedding"], found["class_centres"], jnp.arange(3))
+            return class_cross_entropy(*arrays, found["logit_scale"])[0]
+
+        return jax.grad(loss)(prompts)
+
+    found = gradient(params["prompts"])
+    assert np.abs(found["text"]).max(axis=(1, 2)).min() > 1e-5  # every P_j
+    coupled = np.abs(found["coupling_kernel"]).max(axis=(1, 2))
+    assert (coupled > 1e-5).all() if stopped == "class_centres" else (coupled == 0).all()
+
+
+def test_3_nothing_else_trains():
+    config = load_config(f"{FOLDER}/configs/tiny.py", base_config())
+    made = prepare(config, make_mesh({"data": 1}, jax.devices()[:1]))
+    state = init_state(made.model, made.config, made.optimizer, made.mesh)
+    start = {path: np.asarray(x) for path, x in rules.paths(state.params).items()}
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, made.batch["image"].shape, np.uint8),
+        "labels": rng.integers(0, 92, made.batch["labels"].shape, np.int32),
+        "sample_seed": np.arange(16, dtype=np.uint32),
+    }
+    with jax.set_mesh(made.mesh):
+        state, _ = made.step(state, batch)
+    moved = {p for p, x in rules.paths(state.params).items() if (np.asarray(x) != start[p]).any()}
+    assert moved == {path for path in start if path.startswith("prompts/")}
+
+
+def test_4_zero_coupling_gives_the_same_vision_prompts_whatever_the_language():
+    def zero(prompts):
+        for name in ("coupling_kernel", "coupling_bias"):
+            prompts[name][:] = 0
+
+    def other(prompts):
+        zero(prompts)
+        prompts["text"] += OTHER
+
+    a, b = of(change=zero), of(change=other)
+    np.testing.assert_array_equal(a["image_embedding"], b["image_embedding"])
+    assert np.abs(a["class_centres"] - b["class_centres"]).max() > 1e-3
+    plain, moved = of(), of(change=lambda prompts: prompts["text"].__iadd__(OTHER))
+    assert np.abs(plain["image_embedding"] - moved["image_embedding"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("output", ["class_centres", "image_embedding"])
+@pytest.mark.parametrize(("depth", "changes"), [(3, False), (2, True)])
+def test_5_what_a_block_leaves_in_the_slot_is_discarded(output, depth, changes):
+    """Noise on the slot behind every block: with prompts in all three layers nobody sees it."""
+    module, params = prompted(depth=depth)
+    slot = slice(1, 1 + N) if output == "class_centres" else slice(-N, None)
+
+    @jax.jit
+    def embedding(params, noise):
+        def spoil(block, args, kwargs, context):
+            found = block(*args, **kwargs)
+            if not isinstance(context.module, Block) or context.method_name != "__call__":
+                return found
+            (x, *rest), nothing = found
+            return (x.at[:, slot].add(noise * jnp.arange(x.shape[-1])), *rest), nothing
+
+        with nn.intercept_methods(spoil):
+            batch = {"image": IMAGE, "labels": np.zeros((3, 1), np.int32)}
+            return module.apply({"params": params}, batch)[output]
+
+    plain, spoilt = (embedding(params, jnp.float32(x)) for x in (0.0, 1.0))
+    assert (np.abs(plain - spoilt).max() > 1e-3) == changes
+    if not changes:
+        np.testing.assert_array_equal(plain, spoilt)
+
+
+def test_6_lengths():
+    module, params = prompted()
+
+    @jax.jit
+    def layers(params):
+        def towers(module):
+            _, image = module.prompts()
+            options = module._in_image(image) | {"taps": Taps(hidden=(0, 1, 2))}
+            return module.image(jnp.asarray(IMAGE, jnp.float32), **options)[2]["hidden"]
+
+        return module.apply({"params": params}, method=towers)
+
+    assert layers(params).shape == (3, 3, 1 + 4 + N, WV)
+    assert of(batch={"text": tokens(["a photo of a cat."])})["text_tokens"].shape == (1, L, WT)
+
+
+def test_7_other_classes_change_texts_alone():
+    module, params = prompted()
+    novel = ("osprey", "anvil")
+    other = module.clone(classes=novel)
+    batch = {"image": IMAGE, "labels": np.zeros((3, 1), np.int32)}
+    found, base = outputs(other, params, batch), outputs(module, params, batch)
+    assert found["class_centres"].shape == (2, 8)
+    np.testing.assert_array_equal(found["image_embedding"], base["image_embedding"])
+    texts = tokens([f"a photo of a {name}." for name in novel])
+    want = outputs(module, params, {"text": texts})["text_embedding"]
+    np.testing.assert_array_equal(found["class_centres"], want)
+
+
+def test_8_the_loss_falls_below_zero_shot():
+    """Two classes of images, one colour each; prompts by plain gradient descent."""
+    module, params = prompted(depth=1)
+    params_0, config = clip()
+    module = module.clone(classes=("cat", "kite"))
+    images = np.stack([np.full((16, 16, 3), 60 * (i % 2) + i, np.uint8) for i in range(8)])
+    labels = jnp.arange(8) % 2
+    batch = {"image": images, "labels": labels[:, None]}
+
+    def loss(prompts):
+        found = outputs(module, params | {"prompts": prompts}, batch)
+        arrays = (found["image_embedding"], found["class_centres"], labels)
+        return class_cross_entropy(*arrays, found["logit_scale"])[0]
+
+    step = jax.jit(jax.value_and_grad(loss))
+    image = outputs(make_model(config.model), params_0, {"image": images})["image_embedding"]
+    texts = {"text": tokens(["a photo of a cat.", "a photo of a kite."])}
+    classes = outputs(make_model(config.model), params_0, texts)["text_embedding"]
+    zero_shot = class_cross_entropy(image, classes, labels, 20.0)[0]
+    prompts = params["prompts"]
+    for _ in range(10):
+        _, gradient = step(prompts)
+        prompts = jax.tree.map(lambda x, g: x - 0.02 * g, prompts, gradient)
+    assert step(prompts)[0] < 0.95 * zero_shot
+
+
+def test_8_harmonic_mean():
+    assert harmonic_mean(0.8228, 0.7514) == pytest.approx(0.7855, abs=1e-4)  # the paper's table
+    assert harmonic_mean(0.0, 0.0) == 0.0
+    assert harmonic_mean(0.5, 0.5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arm", "names"),
+    [
+        ("text", {"text"}),
+        ("image", {"image"}),
+        ("independent", {"text", "image"}),
+        ("coupled", {"text", "coupling_kernel", "coupling_bias"}),
+    ],
+)
+def test_arms(arm, names):
+    assert set(prompted(arm)[1]["prompts"]) == names
+    found, (params, config) = of(arm), clip()
+    plain = outputs(make_model(config.model), params, {"image": IMAGE})["image_embedding"]
+    assert np.array_equal(found["image_embedding"], plain) == (arm == "text")
+
+
+def test_the_first_prompt_is_the_words_and_the_others_are_drawn():
+    _, params = prompted()
+    ids = tokens(["a photo"])[0, 1 : 1 + N]
+    np.testing.assert_array_equal(
+        params["prompts"]["text"][0], params["text"]["token_embedding"][ids]
+    )
+    assert np.std(params["prompts"]["text"][1:]) == pytest.approx(0.02, rel=0.2)
+
+
+def test_a_text_that_is_all_prompt_is_no_number():
+    found = of(batch={"text": tokens(["cat", "a cat", "a photo of a cat."])})["text_embedding"]
+    np.testing.assert_array_equal(np.isnan(found).any(axis=1), [True, False, False])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt_depth": 4}, "must be from 1 to 3, the layers of the shorter tower"),
+        ({"arm": "couple"}, "no arm 'couple' .did you mean 'coupled'"),
+        ({"classes": ()}, "set config.model.classes"),
+        ({"classes": ("a cat that sat on the green mat all day",)}, "has more than 10 tokens"),
+        ({"text": text_section(length=L, width=WT, depth=3, heads=2, pool="last")}, "'eot'"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, words):
+    _, config = clip()
+    ours = {"kind": "experiments.maple.model:PromptedDualEncoder", "classes": NAMES}
+    config = model_section(**config.model.to_dict() | ours | {"prompt_depth": 3} | changes)
+    batch = {"image": IMAGE, "labels": np.zeros((3, 1), np.int32)}
+    with pytest.raises(UserError, match=words):
+        jax.eval_shape(make_model(config).init, jax.random.key(0), batch)
+
+
+def test_the_rate_changes_from_epoch_to_epoch():
+    rate = cosine_by_epoch(peak=0.0035, total=500, warmup=100, batch_size=4, final=0.0)
+    found = [float(rate(jnp.int32(25 * epoch + step))) for epoch in range(5) for step in (0, 24)]
+    wanted = [1e-5] + [0.0035 * (1 + np.cos(np.pi * e / 5)) / 2 for e in range(4)]
+    np.testing.assert_allclose(found, np.repeat(wanted, 2), rtol=1e-5)
+
+
+class Colours:
+    """An encoder that says a colour's name."""
+
+    def images(self, params, images):
+        return np.eye(4, dtype=np.float32)[[int(x[0, 0, 0]) for x in images]]
+
+    def texts(self, params, texts):
+        names = ["a red", "a green", "a blue", "a grey"]
+        return np.eye(4, dtype=np.float32)[[names.index(text) for text in texts]]
+
+
+def test_each_half_has_its_own_classes():
+    def records(*pairs):
+        return [{"image": np.full((2, 2, 3), x, np.uint8), "label": y} for x, y in pairs]
+
+    sources = {
+        "base": records((0, "red"), (1, "red"), (1, "green"), (0, "red")),
+        "novel": records((2, "blue"), (3, "blue")),
+    }
+    classes = {"base": ("red", "green"), "novel": ("blue", "grey")}
+    evaluator = BaseToNovel("e", Colours(), sources, classes=classes, template="a {}")
+    assert evaluator.run(None) == {"base": 0.75, "novel": 0.5, "hm": 0.6}
+    assert evaluator.protocol["chance"] == {"base": 0.5, "novel": 0.5, "hm": 0.5}
+    json.dumps(evaluator.protocol)
+    with pytest.raises(UserError, match="must be 'base' and 'novel', not 'base'"):
+        BaseToNovel("e", Colours(), {"base": sources["base"]}, classes=classes)
+
+
+@pytest.mark.parametrize("arg", ["base_to_novel,dtd", "cross_dataset"])
+def test_the_papers_config_traces(arg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, name in (("dtd", "base"), ("imagenet", "classes")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.json").write_text(
+            json.dumps([f"class {i}" for i in range(24)])
+        )
+    made = prepare(
+        load_config(f"{FOLDER}/configs/paper.py:{arg}", base_config()),
+        make_mesh({"data": 1}, jax.devices()[:1]),
+    )
+    depth = made.config.model.prompt_depth
+    assert made.state.params["prompts"]["text"].shape == (depth, 2, 512)
+    assert made.batch["image"].shape == (4, 224, 224, 3)
