@@ -13,9 +13,12 @@ Arrays = Mapping[str, Any]
 
 
 def sampled_cross_entropy(r_BxTxD, targets_BxT, table_VxD, bias_V, candidates_S) -> jax.Array:
-    """-log softmax [B, T] of each target among itself and the candidates that are not it, unbiased for their rarity."""
+    """-log softmax [B, T] of each target among itself and the candidates that are not it, unbiased for their rarity.
+
+    B may be several axes, as everywhere here.
+    """
     offset_V = bias_V - log_expected(len(bias_V), len(candidates_S))
-    true_BxT = jnp.einsum("btd,btd->bt", r_BxTxD, table_VxD[targets_BxT]) + offset_V[targets_BxT]
+    true_BxT = jnp.sum(r_BxTxD * table_VxD[targets_BxT], axis=-1) + offset_V[targets_BxT]
     others_BxTxS = r_BxTxD @ table_VxD[candidates_S].T + offset_V[candidates_S]
     others_BxTxS = jnp.where(targets_BxT[..., None] == candidates_S, -jnp.inf, others_BxTxS)
     every = jnp.concatenate([true_BxT[..., None], others_BxTxS], axis=-1)
@@ -44,7 +47,7 @@ def sampled_softmax(
     """
     tau = piecewise.at(piecewise.read(temperature or 1.0, "The temperature"), samples)
     y_BxTxK = jax.nn.softmax(outputs["sense_scores"] / tau)
-    r_BxTxD = jnp.einsum("btk,bkd->btd", y_BxTxK, outputs["sense_vectors"])
+    r_BxTxD = y_BxTxK @ outputs["sense_vectors"]
     is_there, table = batch["targets"] >= 0, outputs["output_vectors"]
     key = jax.random.fold_in(
         jax.random.key(batch["sample_seed"][0]), 1

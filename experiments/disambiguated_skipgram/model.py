@@ -15,7 +15,7 @@ def context_mean(table_VxD: jax.Array, context_BxC: jax.Array) -> jax.Array:
     """Mean of a table's rows, [B, D]; -1 is no word, and UNKNOWN (0) counts as any other."""
     is_word = context_BxC >= 0
     rows = lookup(table_VxD, jnp.maximum(context_BxC, 0)) * is_word[..., None]
-    return rows.sum(1) / jnp.maximum(is_word.sum(1), 1)[:, None]
+    return rows.sum(-2) / jnp.maximum(is_word.sum(-1, keepdims=True), 1)
 
 
 class SkipGram(nn.Module):
@@ -48,13 +48,14 @@ class SkipGram(nn.Module):
 
         Args:
           batch: `centre` int32 [B]; `context` int32 [B, C], -1 where there is none; `targets` int32 [B, T] when
-            training, and then `sample_seed` [B].
+            training, and then `sample_seed` [B]. With P positions a sample, [B, P], [B, P, C] and [B, P, T].
           train: whether to draw.
 
         Returns:
           `context_mean` u [B, D], without a gradient; `sense_logits` z [B, K]; and where there are targets
           `sense_scores` [B, T, K], z with Gumbel noise if it is drawn (y is their softmax at a temperature);
-          `sense_vectors` [B, K, D]; the tables `output_vectors` [V, D] and `output_bias` [V]. All float32.
+          `sense_vectors` [B, K, D]; the tables `output_vectors` [V, D] and `output_bias` [V]. All float32, and those
+          with B with P behind it, if there are positions.
         """
         V, K, D = self.vocabulary, self.senses, self.embed_dim
         zeros, width = nn.initializers.zeros, 0.5 / (D * K)
@@ -72,16 +73,16 @@ class SkipGram(nn.Module):
         kernel = table("disambiguation", rows, D)
         bias = table("disambiguation_bias", rows)
 
-        ids_BxK = batch["centre"][:, None] * K + jnp.arange(K)
+        ids_BxK = batch["centre"][..., None] * K + jnp.arange(K)
         u_BxD = jax.lax.stop_gradient(context_mean(output, batch["context"]).astype(jnp.float32))
         if self.shared:
             z_BxK = u_BxD @ kernel.T + bias
         else:
-            z_BxK = jnp.einsum("bd,bkd->bk", u_BxD, lookup(kernel, ids_BxK)) + bias[ids_BxK]
+            z_BxK = jnp.einsum("...d,...kd->...k", u_BxD, lookup(kernel, ids_BxK)) + bias[ids_BxK]
         outputs = {"context_mean": u_BxD, "sense_logits": z_BxK}
         if "targets" not in batch:
             return outputs
-        scores = jnp.broadcast_to(z_BxK[:, None], (*batch["targets"].shape, K))
+        scores = jnp.broadcast_to(z_BxK[..., None, :], (*batch["targets"].shape, K))
         if self.relaxed and train:
             draw = lambda seed: jax.random.gumbel(jax.random.key(seed), scores.shape[1:])  # noqa: E731
             scores = scores + jax.vmap(draw)(batch["sample_seed"])

@@ -42,11 +42,12 @@ def build(
         kind=f"{HERE}.model:SkipGram", shared=first, relaxed=not first, dtype="float32", **tables
     )
     targets = 2 * window if source.get("grouped") else 1
+    lead = (source["positions"],) if "positions" in source else ()
     config.data.sources = {"windows": source}
     config.data.features = {
-        "centre": {"kind": "column", "dtype": "int32"},
-        "context": {"kind": "column", "dtype": "int32", "shape": (2 * window,)},
-        "targets": {"kind": "column", "dtype": "int32", "shape": (targets,)},
+        "centre": {"kind": "column", "dtype": "int32", "shape": lead},
+        "context": {"kind": "column", "dtype": "int32", "shape": (*lead, 2 * window)},
+        "targets": {"kind": "column", "dtype": "int32", "shape": (*lead, targets)},
     }
     softmax = {"kind": f"{HERE}.losses:sampled_softmax", "candidates": candidates}
     config.losses = {"skipgram": softmax}

@@ -12,9 +12,10 @@ from clipjax.config import import_file
 
 paper = import_file(Path(__file__).with_name("paper.py"))
 V, K = 20_000, 3
-STEPS = 585  # of the first stage, and of each of the three epochs of the second
-RATE = 30.0  # of a mean over about 3,000 targets
-FIRST = 512 * STEPS  # samples: a quarter of the corpus
+POSITIONS, BATCH = 16, 64  # a batch has 1,024 positions of the corpus, about 6,000 targets
+STEPS = 291  # of the first stage, and of each of the three epochs of the second
+FIRST = BATCH * STEPS  # samples: a quarter of the corpus
+RATE = 30.0
 ARMS = ("pretrain", "pretrain_wrong_sign", "full", "wrong_sign", "no_pretrain", "skipgram")
 
 
@@ -23,13 +24,14 @@ def get_config(arg="full"):
         raise ValueError(f"there is no arm {arg!r}; there are {', '.join(ARMS)}")
     windows = f"{paper.HERE}.windows:Windows"
     corpus = {"kind": windows, "path": "runs/words/corpus.npz", "vocabulary": V, "grouped": True}
+    corpus["positions"] = POSITIONS
     first = arg in ("pretrain", "pretrain_wrong_sign")
     alone = arg in ("no_pretrain", "skipgram")
     config = paper.build(
         "pretrain" if first else "train",
         corpus,
         epoch=FIRST * 4 // 3 if alone else FIRST,
-        batch_size=512,
+        batch_size=BATCH,
         vocabulary=V,
         senses=1 if arg == "skipgram" else K,
         embed_dim=100,

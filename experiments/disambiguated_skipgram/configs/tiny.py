@@ -8,7 +8,7 @@ paper = import_file(Path(__file__).with_name("paper.py"))
 
 
 def get_config(arg="train"):
-    source = {"kind": f"{paper.HERE}.windows:Planted", "words": 8, "grouped": True}
+    source = {"kind": f"{paper.HERE}.windows:Planted", "words": 8, "grouped": True, "positions": 2}
     sizes = dict(vocabulary=16, senses=2, embed_dim=16, candidates=4)
     config = paper.build(arg, source, epoch=16, batch_size=16, lr=1.0, **sizes)
     config.losses.entropy = {

@@ -106,6 +106,25 @@ def test_draws_are_of_the_sample_and_only_in_training():
     np.testing.assert_allclose(apply({k: x[rows] for k, x in batch.items()}, True), one[rows], 1e-5)
 
 
+def test_several_positions_a_sample_are_as_many_samples():
+    """Without a draw: with one, positions of a sample share its seed and have draws of their own."""
+    model, params, batch = model_case(relaxed=False)
+    folded = {k: x.reshape(2, 2, *x.shape[1:]) for k, x in batch.items() if k != "sample_seed"}
+    folded["sample_seed"] = batch["sample_seed"][:2]  # the first decides about the candidates
+
+    def loss(params, batch):
+        outputs = model.apply({"params": params}, batch, train=True)
+        value, _ = sampled_softmax(outputs, batch, jnp.float32(0), candidates=4)
+        return value + entropy_bonus(outputs, batch)[0]
+
+    (one, a), (several, b) = (jax.jit(jax.value_and_grad(loss))(params, x) for x in (batch, folded))
+    assert oracle.distance(several, one) < 1e-6
+    for name in a:
+        assert oracle.distance(b[name], a[name]) < 1e-6, name
+    relaxed = SkipGram(V, K, D).apply({"params": params}, folded, train=True)["sense_scores"]
+    assert len(np.unique(relaxed - relaxed.mean(-1, keepdims=True))) == relaxed.size
+
+
 @pytest.mark.parametrize(("gamma", "sign"), [(-0.1, 1), (0.1, -1)])
 def test_the_sign_of_gamma(gamma, sign):
     model, params, batch = model_case(shared=True, relaxed=False)

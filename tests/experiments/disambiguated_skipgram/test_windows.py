@@ -104,3 +104,23 @@ def test_what_cannot_be_read_is_refused(corpus):
         Windows("nowhere", 7)
     with pytest.raises(UserError, match="7 words, but the model 6"):
         Windows(str(corpus), 6)
+
+
+def test_records_of_several_positions_have_every_position():
+    single = Planted(sentences=10, window=3, grouped=True)
+    several = Planted(sentences=10, window=3, grouped=True, positions=7)
+    assert len(several) == -(-len(single) // 7)
+    rows = [several[i] for i in range(len(several))]
+    assert [rows[0][k].shape for k in ("centre", "context", "targets")] == [(7,), (7, 6), (7, 6)]
+    joined = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    as_set = lambda centre, context, targets: (int(centre), *context.tolist(), *targets.tolist())  # noqa: E731
+    found = sorted(map(as_set, *(joined[k] for k in ("centre", "context", "targets"))))
+    alone = [single[i] for i in range(len(single))]
+    wanted = sorted(as_set(r["centre"], r["context"], r["targets"]) for r in alone)
+    spare = len(found) - len(wanted)
+    assert 0 <= spare < 7
+    for one in wanted:
+        found.remove(one)
+    assert len(found) == spare
+    with pytest.raises(UserError, match="only with grouped=True"):
+        Planted(positions=7)
