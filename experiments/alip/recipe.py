@@ -2,14 +2,14 @@
 
   clipjax recipe --recipe=experiments/alip/recipe.py --workdir=runs/alip --jobs=2
 
-Scenes are composed once and read from files. Three seeds of the main pair, one of each other arm; with the argument
-`full` three of each, so that all comparisons can be made.
+Scenes are composed once and read from files. Three seeds of the arms that are compared, one of `sample_30`; with the
+argument `full` three of it too.
 """
 
 from clipjax.recipe import Column, arms, call, folder, further_seeds, rows, table
 
-MAIN = ("ungated_30", "all_30")
-OTHERS = ("raw_30", "sample_30", "raw_0", "ungated_0", "all_0")
+MAIN = ("raw_30", "ungated_30", "all_30", "ungated_0", "all_0")
+OTHERS = ("sample_30",)
 COLUMNS = {
     "image to list R@5": "lists/image_to_text/R@5",
     "list to image R@5": "lists/text_to_image/R@5",

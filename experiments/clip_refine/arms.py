@@ -20,17 +20,23 @@ def align(how, weight=1.0):
     return {"kind": f"experiments.clip_refine.losses:{how}_alignment", "weight": weight}
 
 
-ARMS = {
-    "contrastive": {"contrastive": {"kind": "softmax"}},
-    "self": {"distill": distill(0.0)},
-    "mixed": {"distill": distill(0.5)},
-    "direct": {"distill": distill(0.5), "align": align("direct")},
-    "full": {"distill": distill(0.5), "align": align("random")},
-}
+def arms(scale=1.0):
+    """The losses of each arm; raw products in HyCD are multiplied by `scale`."""
+    mixed = {"distill": distill(0.5, scale)}
+    return {
+        "contrastive": {"contrastive": {"kind": "softmax"}},
+        "self": {"distill": distill(0.0, scale)},
+        "mixed": mixed,
+        "direct": mixed | {"align": align("direct")},
+        "full": mixed | {"align": align("random")},
+    }
 
 
-def losses(arm):
+ARMS = tuple(arms())
+
+
+def losses(arm, scale=1.0):
     """Section `losses` of an arm."""
     if arm not in ARMS:
         raise ValueError(f"there is no arm {arm!r}; there are {', '.join(ARMS)}")
-    return ARMS[arm]
+    return arms(scale)[arm]

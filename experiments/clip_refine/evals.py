@@ -1,4 +1,4 @@
-"""How image and text features lie to each other."""
+"""How image and text features lie to each other, and how long they are."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 
 from clipjax.evals.records import Encoder, check_source, chunks, images_of, texts_of
 
+NORM_UNITS = {"image": "", "text": "", "entropy": "nats"}
 UNITS = {"gap": "", "alignment": "", "uniformity": ""}
 
 
@@ -71,3 +72,50 @@ class Geometry:
         record = self._source[place]
         where = f"Record {place} of evaluator {self.name!r}"
         return images_of(record)[0], texts_of(record, (self._field,), where)[0]
+
+
+class Norms:
+    """Mean norms of the features before they are normalised, on which the raw products of HyCD depend.
+
+    Args:
+        name: the evaluator's name.
+        encoder: the model's encoder.
+        source: records with `image` and `text`.
+        count: of them that are looked at.
+    """
+
+    units = NORM_UNITS
+
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        source: Sequence[dict[str, Any]],
+        *,
+        count: int = 512,
+    ):
+        check_source(name, source)
+        self._encoder = encoder
+        self._records = [source[i] for i in range(min(count, len(source)))]
+        self.protocol = {"pairs": len(self._records)}
+
+    def run(self, params: Any) -> dict[str, float]:
+        """Returns `image` and `text`, and `entropy`: mean over rows of softmax(raw products) in batches of 64."""
+        images = [images_of(r)[0] for r in self._records]
+        texts = [texts_of(r, ("text",), "A record")[0] for r in self._records]
+        batch = self._encoder.batch(images=images, texts=texts)
+        names = ("image_embedding_raw", "text_embedding_raw")
+        found = self._encoder.outputs(params, batch, only=names)
+        image_NxD, text_NxD = (np.asarray(found[n], np.float64) for n in names)
+        entropy = []
+        for i in range(0, len(image_NxD), 64):
+            logits = image_NxD[i : i + 64] @ text_NxD[i : i + 64].T
+            p = np.exp(logits - logits.max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            entropy.append(-(p * np.log(np.maximum(p, 1e-300))).sum(1).mean())
+        norm = lambda x_NxD: float(np.linalg.norm(x_NxD, axis=1).mean())  # noqa: E731
+        return {
+            "image": norm(image_NxD),
+            "text": norm(text_NxD),
+            "entropy": float(np.mean(entropy)),
+        }

@@ -2,14 +2,14 @@
 
   clipjax recipe --recipe=experiments/clip_refine/recipe.py --workdir=runs/clip_refine --jobs=2
 
-Scenes are composed once and read from files. Three seeds of the main pair, one of each other arm; with the argument
-`full` three of each, so that all comparisons can be made.
+Scenes are composed once and read from files. Three seeds of the arms that are compared, one of the others; with the
+argument `full` three of each.
 """
 
 from clipjax.recipe import Column, arms, call, evaluate, folder, further_seeds, rows, table, train
 from experiments.clip_refine.arms import TEACHER
 
-MAIN, OTHERS, SEEDS = ("contrastive", "full"), ("self", "mixed", "direct"), (0, 1, 2)
+MAIN, OTHERS, SEEDS = ("contrastive", "full", "direct"), ("self", "mixed"), (0, 1, 2)
 COLUMNS = {
     "gap": Column("geometry/gap", lower_is_better=True),
     "alignment": Column("geometry/alignment", lower_is_better=True),
@@ -19,6 +19,8 @@ COLUMNS = {
     "scene R@5, to image": "scenes/text_to_image/R@5",
     "scene R@5, to text": "scenes/image_to_text/R@5",
     "gap, drawings": Column("geometry_drawings/gap", lower_is_better=True),
+    "norm of images": "norms/image",
+    "of texts": "norms/text",
 }
 COMPARE = [("full", "start", "gap"), ("direct", "full", "category")]
 COMPARE += [("full", "contrastive", column) for column in list(COLUMNS)[3:7]]

@@ -33,7 +33,7 @@ def add(config, base, extras, strong, texts=(), total="sum", widths=WIDTHS, froz
     """Makes of the config of a plain CLIP that of `base` with the losses `extras`.
 
     Args:
-      config: its features are those of the weak view.
+      config: its features are those of the weak view, its text tower has the dropout of strong texts.
       base: "clip" or "rocket".
       extras: of `EXTRAS`.
       strong: augmentation of the two strong views, where it differs from the weak one's.
@@ -42,6 +42,8 @@ def add(config, base, extras, strong, texts=(), total="sum", widths=WIDTHS, froz
       widths: of the heads.
       frozen_steps: so long the prototypes stay as they are.
     """
+    if base == "clip":
+        config.model.text.dropout = 0.0  # it acts on strong texts alone
     names = [f"clip_{x}" if (base, x) == ("clip", "swalip") else x for x in extras]
     heads = {head: widths[head] for name in names for head in LOSS[name][2]}
     if base == "rocket":
@@ -66,6 +68,7 @@ def add(config, base, extras, strong, texts=(), total="sum", widths=WIDTHS, froz
         config.optim.follow = (FOLLOW,)
         freeze.append(("momentum/.*", True))
     if "prototype" in heads:
+        config.optim.decay_rules = (("centres", 1.0), *config.optim.decay_rules)
         start = frozen_steps * config.batch_size
         later = ("centres", ((start - 1, 0.0), (start, 1.0)))
         config.optim.lr_multipliers = (later, *config.optim.lr_multipliers)

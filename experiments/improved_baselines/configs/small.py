@@ -18,5 +18,5 @@ def get_config(arg="rocket"):
     base, extras = parse(arg)
     config = quickstart.get_config()
     config.total_samples = VIEWS // 3 if base == "rocket" else VIEWS
-    config.model.text.dropout = 0.05 if base == "rocket" else 0.0
+    config.model.text.dropout = 0.05
     return add(config, base, extras, STRONG, widths=WIDTHS, frozen_steps=10)

@@ -1,6 +1,7 @@
 """Whole steps and runs: any mesh, any chunks, resume; the arms and their recipe."""
 
 import functools
+import inspect
 import itertools
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.prepare import prepare
 from clipjax.recipe import load_recipe
 from clipjax.step import init_state
-from experiments.alip.losses import MEANS
+from experiments.alip.losses import MEANS, gated_contrastive
 from tests.tiny_run import assert_same_arrays, saved, trajectory
 
 FOLDER = Path(__file__).parents[3] / "experiments" / "alip"
@@ -111,6 +112,30 @@ def test_arms_are_what_they_say(arm):
     assert not made.remarks
 
 
+@pytest.mark.parametrize(
+    ("arm", "gates"),
+    [("ungated_0", (0.0, 0.0, 0.0)), ("sample_30", (2.0, 0.0, 0.0)), ("all_30", (2.0, 2.0, 2.0))],
+)
+def test_gates_of_the_arms(arm, gates):
+    """Which of Ws, Wt and Wc acts; what an arm does not set is the loss's default."""
+    section = config(f"small.py:{arm}").losses["gated"]
+    defaults = inspect.signature(gated_contrastive).parameters
+    names = ("sample_gate", "raw_gate", "synthetic_gate")
+    assert tuple(section.get(name, defaults[name].default) for name in names) == gates
+
+
+def test_arms_start_from_the_same_weights():
+    def start(arm):
+        made = prepare(config(f"small.py:{arm}"), make_mesh({"data": 1}, jax.devices()[:1]))
+        state = init_state(made.model, made.config, made.optimizer, made.mesh)
+        return {k: np.asarray(x) for k, x in rules.paths(state.params).items() if k not in MEANS}
+
+    raw, gated = start("raw_30"), start("all_30")
+    assert raw.keys() == gated.keys()
+    for path, x in raw.items():
+        np.testing.assert_array_equal(gated[path], x, err_msg=path)
+
+
 def test_an_arm_that_there_is_not():
     for arm in ("gated_30", "all", "all_40"):
         with pytest.raises(UserError, match="there is no arm"):
@@ -128,7 +153,7 @@ def test_the_learning_rate_of_the_paper():
 def test_the_recipe():
     recipe = load_recipe(f"{FOLDER}/recipe.py")
     runs = [s for s in recipe.steps.values() if s.kind == "train"]
-    assert len(runs) == 11
+    assert len(runs) == 16
     assert recipe.needs["all_30-2"] == ("scenes",)
     full = load_recipe(f"{FOLDER}/recipe.py:full")
-    assert len([s for s in full.steps.values() if s.kind == "train"]) == 21
+    assert len([s for s in full.steps.values() if s.kind == "train"]) == 18

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipjax.errors import UserError
-from experiments.clip_refine.evals import Geometry, geometry
+from experiments.clip_refine.evals import Geometry, Norms, geometry
 
 
 class Fake:
@@ -50,3 +50,34 @@ def test_evaluator():
     assert evaluator.protocol["pairs"] == 5
     with pytest.raises(UserError, match="Record 0 of evaluator 'g' has no field 'caption'"):
         Geometry("g", Fake(), records, text_field="caption")
+
+
+class Raw:
+    """Features that are not normalised, from pixels and words."""
+
+    def batch(self, images, texts):
+        read = lambda text: np.array(text.split(), float)  # noqa: E731
+        return {"image": np.stack(images), "text": np.stack([read(text) for text in texts])}
+
+    def outputs(self, params, batch, only):
+        return dict(zip(only, (batch["image"], batch["text"]), strict=True))
+
+
+def test_norms_and_entropy_of_raw_features():
+    rng = np.random.default_rng(2)
+    image, text = rng.normal(size=(2, 70, 3))
+    records = [
+        dict(image=x, text=" ".join(map(repr, map(float, t))))
+        for x, t in zip(image, text, strict=True)
+    ]
+    found = Norms("n", Raw(), records, count=70).run(None)
+    assert found["image"] == pytest.approx(np.mean([sum(x**2) ** 0.5 for x in image]))
+    assert found["text"] == pytest.approx(np.mean([sum(x**2) ** 0.5 for x in text]))
+    entropy = []
+    for part in (slice(0, 64), slice(64, 70)):
+        rows = []
+        for x in image[part]:
+            weights = [np.exp(x @ t) for t in text[part]]
+            rows.append(-sum(w / sum(weights) * np.log(w / sum(weights)) for w in weights))
+        entropy.append(np.mean(rows))
+    assert found["entropy"] == pytest.approx(np.mean(entropy))

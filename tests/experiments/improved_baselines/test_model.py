@@ -1,5 +1,6 @@
 """The model: views, dropout, batch norms under the gradient cache, the momentum copy, and the blend at inference."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from clipjax.models import initialise, make_model
 from clipjax.prepare import prepare
 from clipjax.step import init_state
 from experiments.improved_baselines.arms import ARMS, FOLLOW
+from experiments.improved_baselines.configs.paper import SETS
 
 CONFIGS = Path(__file__).parents[3] / "experiments" / "improved_baselines" / "configs"
 ONE = make_mesh(devices=jax.devices()[:1])
@@ -88,6 +90,19 @@ def test_running_statistics_move_once_a_view(plain):
     assert np.any(middle[f"{path}/mean"] != start[f"{path}/mean"])
     assert f"{path}/scale" not in start
     assert "barlow_text/norm_1/scale" in start
+    # Three alike views move a mean that begins at 0 by 1 - 0.9^3 of it, one by 0.1 of it.
+    model, params = model_and_params("tiny.py")
+    batch = batch_of(1)
+    batch |= {"sample_seed": np.zeros(4, np.uint32)}
+
+    @jax.jit
+    def mean(batch):
+        both = lambda m: m.whole_batch(m(batch), batch, train=True)  # noqa: E731
+        _, written = model.apply({"params": params}, method=both, mutable=["updates"])
+        return written["updates"]["siamese_image"]["norm_1"]["mean"]
+
+    three = batch | {k: np.repeat(batch[k], 3, axis=1) for k in ("image", "text")}
+    np.testing.assert_allclose(mean(three), 2.71 * mean(batch), rtol=1e-4, atol=1e-6)
 
 
 def model_and_params(file, **changes):
@@ -166,6 +181,39 @@ def test_every_small_arm_can_be_made(arm):
     config = config_of(f"small.py:{arm}")
     assert config.total_samples * (3 if arm.startswith("rocket") else 1) <= 140_000
     assert ("local" in config.model) == arm.startswith("rocket")
+
+
+@pytest.mark.parametrize(
+    ("file", "dropout"),
+    [("small.py:", 0.05), ("tiny.py:", 0.2)]
+    + [(f"paper.py:{data},", SETS[data][1]) for data in SETS],
+)
+def test_dropout_acts_on_strong_texts_alone(file, dropout):
+    for arm in ARMS:
+        found = config_of(file + arm).model.text.dropout
+        assert found == (dropout if arm.startswith("rocket") else 0.0), arm
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_what_an_arm_adds(arm):
+    base, *extras = arm.split("_")
+    config = config_of(f"paper.py:cc12m,{arm}")
+    losses = {name: entry.get("weight", 1.0) for name, entry in config.losses.items()}
+    weights = {"barlip": 1.0, "siamlip": 1.0, "byolip": 1.0, "swalip": 0.2}
+    assert losses == {"contrastive": 1.0} | {x: weights[x] for x in extras}
+    if base == "rocket":
+        cl2l = config.losses.contrastive
+        assert cl2l.label_smoothing == (0.0 if "swalip" in extras else 0.1)
+        assert cl2l.total == "sum"
+        assert ("local_logit_scale", 0.0, math.log(100)) in config.optim.clip_values
+        assert config.model.init_local_scale == pytest.approx(10.0)
+        assert len(config.data.features.image["views"]) == 3
+    assert ("prototype" in config.model and bool(config.model.prototype)) == (arm == "clip_swalip")
+    if arm == "clip_swalip":
+        pattern, pairs = config.optim.lr_multipliers[0]
+        assert (pattern, pairs) == ("centres", ((409_599, 0.0), (409_600, 1.0)))  # 100 steps
+        assert config.optim.decay_rules[0] == ("centres", 1.0)
+    assert bool(config.optim.follow) == ("byolip" in extras)
 
 
 @pytest.mark.parametrize("arg", ["yfcc15m,rocket_byolip", "cc3m,clip_swalip,vit_b16"])
