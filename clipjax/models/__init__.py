@@ -166,7 +166,8 @@ def section(kind: str, table: Mapping[str, str], what: str, **settings: Any) -> 
 def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
+    default = None if field.default is dataclasses.MISSING else field.default
+    return default.unfreeze() if isinstance(default, flax.core.FrozenDict) else default
 
 
 def image_section(kind: str = "vit", **settings: Any) -> ConfigDict:

@@ -1,5 +1,6 @@
 """Models of parts: any field that is a module is one, of any depth, with its own kind, dtype and origin."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -276,3 +277,19 @@ def test_copies():
 def test_refused_copies(init, message):
     with pytest.raises(UserError, match=message):
         copies(init, SHAPES)
+
+
+class WithTokenizer(DualEncoder, kw_only=True):
+    """A model with a setting that is a section."""
+
+    tokenizer: Mapping[str, Any] = nn.FrozenDict(kind="clip_bpe")
+
+
+def test_a_section_for_a_mapping_is_a_setting_and_no_part():
+    section = model_section(IMAGE, TEXT, kind=f"{HERE}WithTokenizer", embed_dim=4)
+    assert section.tokenizer.to_dict() == {"kind": "clip_bpe"}
+    section.tokenizer = {"kind": "hf_json", "file": "tokenizer.json"}
+    read = from_json(to_json(section), section)
+    module = make_model(read)
+    assert dict(module.tokenizer) == {"kind": "hf_json", "file": "tokenizer.json"}
+    hash(module)
