@@ -19,6 +19,7 @@ from clipjax.batch import example_batch
 from clipjax.cost import flops
 from clipjax.data.features import makers
 from clipjax.errors import UserError, mistakes_in
+from clipjax.evals import check_evaluators
 from clipjax.forward import describe_model
 from clipjax.mesh import batch_sharding, check_batch, remarks
 from clipjax.models import boxed_params, make_model, model_parts, needs
@@ -81,6 +82,7 @@ def prepare(config: ConfigDict, mesh: Mesh | AbstractMesh, epoch: int = EPOCH) -
     config = resolve(config, epoch)
     check_batch(config.batch_size, mesh, config.grad_cache)
     made_by = makers(config)
+    check_evaluators(config.evals)
     model = make_model(config.model)
     one = example_batch(config)
     _check_needs(model, one)

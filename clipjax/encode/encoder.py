@@ -352,14 +352,25 @@ class Encoder:
 
     def apply(
         self,
-        program: Callable[[Any, Mapping[str, jax.Array]], jax.Array],
+        program: Callable[[Any, Mapping[str, jax.Array]], Any],
         params: Any,
         batch: Mapping[str, np.ndarray],
         size: int,
-    ) -> np.ndarray:
-        """Runs a program over the rows (at least one) of a batch, `size` of them at a time; the last part is padded."""
+    ) -> Any:
+        """Runs a program over the rows (at least one) of a batch, `size` of them at a time; the last part is padded.
+
+        Args:
+          program: of `program`; gives an array [size, ...], or a tree of such.
+          params: given to it.
+          batch: field -> array [n, ...].
+          size: of `whole`.
+
+        Returns:
+          NumPy arrays [n, ...] in the same tree.
+        """
         parts = self._parts(program, params, batch, size)
-        return np.concatenate([part[:n] for part, n in parts])
+        trees = [jax.tree.map(lambda x, n=n: x[:n], part) for part, n in parts]
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *trees)
 
     def _parts(
         self, program: Callable, params: Any, batch: Mapping[str, np.ndarray], size: int

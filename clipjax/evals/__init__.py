@@ -46,7 +46,7 @@ from clipjax import registry
 from clipjax.data.bad import BadRecord
 from clipjax.data.filters import make_filter
 from clipjax.data.sources import make_source
-from clipjax.errors import UserError
+from clipjax.errors import UserError, mistakes_in
 
 KINDS = {
     "grounding": "clipjax.evals.regions.grounding:Grounding",
@@ -58,7 +58,9 @@ KINDS = {
 }
 
 # Fields of an entry that are not settings of the evaluator.
-_OWN = ("kind", "every", "source", "sources")
+_SOURCES = ("source", "sources")
+_OWN = ("kind", "every", *_SOURCES)
+_NO_RUN = "The evaluator {!r} has no method run(params) -> metrics; add it."
 
 
 class Filtered(Sequence):
@@ -101,7 +103,8 @@ class Evaluator:
         Raises:
           UserError: the evaluator returns something else than numbers by name; it is named.
         """
-        found = self._evaluator.run(params)
+        with mistakes_in(f"The evaluator {self.name!r} ({self._path})", self._evaluator):
+            found = self._evaluator.run(params)
         what = f"run of the evaluator {self._path!r} must return numbers by name"
         if not isinstance(found, Mapping):
             raise UserError(f"{what}, such as {{'acc@1': 0.5}}, not a {type(found).__name__}.")
@@ -138,22 +141,31 @@ def make_evaluator(name: str, config: Mapping[str, Any], encoder: Any) -> Evalua
     Raises:
       UserError: an unknown kind, source or setting, or a class that is not an evaluator; it is named.
     """
-    config = dict(config)
-    if "kind" not in config:
-        raise UserError(f"The evaluator {name!r} needs a 'kind'.")
-    settings = {k: v for k, v in config.items() if k not in _OWN}
-    make = registry.lookup(config["kind"], KINDS, "evaluator")
-    path = KINDS.get(config["kind"], config["kind"])
-    given = {"name": name, "encoder": encoder} | _sources(name, config, make, path)
-    evaluator = registry.call(make, settings, f"Evaluator {name!r}", **given)
+    make, path, settings = _class(name, config)
+    given = {"name": name, "encoder": encoder}
+    given |= {field: _make(name, config[field], field) for field in _SOURCES if field in config}
+    with mistakes_in(f"The evaluator {name!r} ({path})", make):
+        evaluator = make(**given, **settings)
     if not callable(getattr(evaluator, "run", None)):
-        raise UserError(f"The evaluator {path!r} has no method run(params) -> metrics; add it.")
+        raise UserError(_NO_RUN.format(path))
     units = getattr(evaluator, "units", {})
     if not isinstance(units, Mapping) or not all(isinstance(u, str) for u in units.values()):
         raise UserError(
             f"The units of the evaluator {path!r} must be {{metric: unit}}, not {units!r}."
         )
     return Evaluator(name, evaluator)
+
+
+def check_evaluators(config: Mapping[str, Any]) -> None:
+    """Checks the kinds and settings of a config's `evals`, and opens nothing.
+
+    Raises:
+      UserError: as `make_evaluator`, but for what only the data or the model can show.
+    """
+    for name, entry in config.items():
+        make, path, _ = _class(name, entry)
+        if isinstance(make, type) and not callable(getattr(make, "run", None)):
+            raise UserError(_NO_RUN.format(path))
 
 
 def make_evaluators(config: Mapping[str, Any], encoder: Any) -> dict[str, Evaluator]:
@@ -184,8 +196,22 @@ def _number(value: Any, what: str) -> float:
     return float(array)
 
 
-def _sources(name: str, config: Mapping[str, Any], make: Any, path: str) -> dict[str, Any]:
-    """The source or the sources of an entry, as the evaluator's class takes them."""
+def _class(name: str, config: Mapping[str, Any]) -> tuple[Any, str, dict[str, Any]]:
+    """(class, its import path, settings) of an entry, checked against the class's signature."""
+    config = dict(config)
+    if "kind" not in config:
+        raise UserError(f"The evaluator {name!r} needs a 'kind'.")
+    settings = {k: v for k, v in config.items() if k not in _OWN}
+    make = registry.lookup(config["kind"], KINDS, "evaluator")
+    path = KINDS.get(config["kind"], config["kind"])
+    _check_sources(name, config, make, path)
+    given = {"name": name, "encoder": None} | {f: None for f in _SOURCES if f in config}
+    registry.check(make, settings, f"Evaluator {name!r}", **given)
+    return make, path, settings
+
+
+def _check_sources(name: str, config: Mapping[str, Any], make: Any, path: str) -> None:
+    """Refuses a class that takes no encoder, and an entry with sources that it does not take, or without one."""
     try:
         parameters = inspect.signature(make).parameters
     except (TypeError, ValueError) as error:
@@ -196,18 +222,13 @@ def _sources(name: str, config: Mapping[str, Any], make: Any, path: str) -> dict
             raise UserError(
                 f"The evaluator {path!r} must take {needed!r}, as __init__(self, name, encoder, ...)."
             )
-    found: dict[str, Any] = {}
-    for field in ("source", "sources"):
+    for field in _SOURCES:
         taken = field in parameters or free
         if field in config and not taken:
             raise UserError(f"The evaluator {name!r} ({path}) takes no {field!r}; leave it out.")
-        if field in parameters and field not in config:
-            if parameters[field].default is inspect.Parameter.empty:
-                raise UserError(f"The evaluator {name!r} needs {_A[field]}.")
-            continue
-        if field in config:
-            found[field] = _make(name, config[field], field)
-    return found
+        needed = field in parameters and parameters[field].default is inspect.Parameter.empty
+        if needed and field not in config:
+            raise UserError(f"The evaluator {name!r} needs {_A[field]}.")
 
 
 _A = {"source": "a 'source'", "sources": "'sources', several of them by name"}

@@ -165,26 +165,33 @@ def sigmoid(
     batch: Mapping[str, jax.Array],
     *,
     mesh: Mesh | None = None,
+    image: str = "image_embedding",
+    text: str = "text_embedding",
+    scale: str | float = "logit_scale",
+    bias: str | float = "logit_bias",
     layout: str = "gather",
     block_size: int | None = None,
     label_smoothing: float = 0.0,
     precision: str = "highest",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`sigmoid_contrastive` as an entry of a config's losses. K captions an image are K matches of it."""
+    """`sigmoid_contrastive` as an entry of a config's losses. K captions an image are K matches of it.
+
+    `image` and `text` are the outputs that are compared; `scale` and `bias` outputs or numbers.
+    """
     del batch
-    if "logit_bias" not in outputs:
+    if bias == "logit_bias" and "logit_bias" not in outputs:
         raise UserError(
             "The sigmoid loss needs a logit bias; set config.model.init_bias (SigLIP: -10)."
         )
-    text, targets = outputs["text_embedding"], None
+    text, targets = outputs[text], None
     if text.ndim == 3:
         text, *numbers = inputs.captions(text)
         targets = SameId(*numbers)
     return sigmoid_contrastive(
-        outputs["image_embedding"],
+        outputs[image],
         text,
-        outputs["logit_scale"],
-        outputs["logit_bias"],
+        outputs[scale] if isinstance(scale, str) else scale,
+        outputs[bias] if isinstance(bias, str) else bias,
         mesh=mesh,
         layout=layout,
         block_size=block_size,

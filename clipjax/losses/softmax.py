@@ -297,21 +297,28 @@ def softmax(
     batch: Mapping[str, jax.Array],
     *,
     mesh: Mesh | None = None,
+    image: str = "image_embedding",
+    text: str = "text_embedding",
+    scale: str | float = "logit_scale",
     layout: str = "gather",
     block_size: int | None = None,
     label_smoothing: float = 0.0,
     precision: str = "highest",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`softmax_contrastive` as an entry of a config's losses. K captions an image are K positives of it."""
+    """`softmax_contrastive` as an entry of a config's losses. K captions an image are K positives of it.
+
+    `image` and `text` are the outputs that are compared, two views of an image for example; `scale` an output or a
+    number.
+    """
     del batch
-    text, targets = outputs["text_embedding"], None
+    text, targets = outputs[text], None
     if text.ndim == 3:
         text, *numbers = inputs.captions(text)
         targets = SameId(*numbers)
     return softmax_contrastive(
-        outputs["image_embedding"],
+        outputs[image],
         text,
-        outputs["logit_scale"],
+        outputs[scale] if isinstance(scale, str) else scale,
         mesh=mesh,
         layout=layout,
         block_size=block_size,

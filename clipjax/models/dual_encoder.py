@@ -49,6 +49,9 @@ class DualEncoder(nn.Module):
 
     needs = ("image", "text")
 
+    # A subclass, or a function given to `module.apply(..., method=function)`, finds the projections into the shared
+    # space as `image_head` and `text_head`, and the logarithm of the scale as `logit_scale`.
+
     def setup(self) -> None:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         self.image_head = Projection(self.image_projection, self.embed_dim, **dtypes)

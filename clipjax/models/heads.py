@@ -104,7 +104,8 @@ def image_features(
       batch: `image` [B, H, W, 3], or patches [B, N, P] with `image_shape`; of several views, give one.
       sample_seed: uint32 [B] while training, or None.
       mean, std: of the channels, for uint8.
-      **options: for the tower's call, such as `extra_tokens`, `deep_prompts`, `taps`.
+      **options: for the tower's call, such as `extra_tokens`, `deep_prompts`, `taps`; with `embeddings` no `image` is
+        read.
 
     Returns:
       As the tower: pooled [B, W], tokens [B, N, W], with `taps` a dict.
@@ -115,7 +116,10 @@ def image_features(
     if "image_shape" in batch:
         options["image_shape"] = batch["image_shape"]
     _check_options(tower, "image", options)
-    return tower(normalise_pixels(batch["image"], mean, std), sample_seed=sample_seed, **options)
+    image = None
+    if options.get("embeddings") is None:
+        image = normalise_pixels(batch["image"], mean, std)
+    return tower(image, sample_seed=sample_seed, **options)
 
 
 def image_outputs(

@@ -16,7 +16,7 @@ import optax
 from clipjax.errors import UserError
 from clipjax.evals.templates import fill, load_templates
 from clipjax.models.dual_encoder import DualEncoder
-from clipjax.models.heads import l2_normalise, text_outputs
+from clipjax.models.heads import image_outputs, l2_normalise, text_outputs
 
 
 def cosine_loss(feature_BxD: jax.Array, target_BxD: jax.Array) -> jax.Array:
@@ -66,8 +66,11 @@ def text_feature(module: DualEncoder, v_BxRxW: jax.Array, ids_L: Any, places_R: 
 def image_feature(module: DualEncoder, u_BxPxW: jax.Array) -> jax.Array:
     """f(u): the image embedding [B, D] of P pseudo-patches, spread over the N places in place of patch embeddings."""
     slots_N = patch_slots(u_BxPxW.shape[1], module.image.grid**2)
-    pooled_BxW, _ = module.image(None, embeddings=u_BxPxW[:, slots_N])
-    return l2_normalise(module.image_head(pooled_BxW))
+    how = dict(embeddings=u_BxPxW[:, slots_N])
+    outputs = image_outputs(
+        module.image, module.image_head, {}, None, module.mean, module.std, **how
+    )
+    return outputs["image_embedding"]
 
 
 def patch_slots(patches: int, grid: int) -> np.ndarray:

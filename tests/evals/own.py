@@ -89,3 +89,15 @@ class BadUnits:
 
     def run(self, params):
         return {}
+
+
+class Fails:
+    """Has a mistake in the method `when`."""
+
+    def __init__(self, name, encoder, *, when="run"):
+        self._when = when
+        if when == "start":
+            raise KeyError("labels")
+
+    def run(self, params):
+        return {"x": {}["labels"]}

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,9 @@ from clipjax.commands.eval import results_table
 from clipjax.data.bad import BadRecord
 from clipjax.errors import UserError
 from clipjax.evals import Filtered, make_evaluator, make_evaluators, shown, unit
+from clipjax.mesh import make_mesh
+from clipjax.prepare import prepare
+from tests.tiny_config import get_config as tiny_config
 
 OWN = "tests.evals.own"
 NOISE = {"kind": "synthetic", "size": 16, "length": 6}
@@ -105,6 +109,37 @@ def test_what_run_returns_is_checked(what, message):
     evaluator = make_evaluator("x", {"kind": f"{OWN}:Returns", "what": what}, None)
     with pytest.raises(UserError, match=f"'tests.evals.own:Returns' must return .*{message}"):
         evaluator.run(None)
+
+
+def test_a_mistake_in_an_evaluator_is_one_sentence():
+    with pytest.raises(
+        UserError, match=r"evaluator 'x' .*Fails\) fails at line \d+ of own.py: KeyError: 'labels'"
+    ):
+        make_evaluator("x", {"kind": f"{OWN}:Fails", "when": "start"}, None)
+    evaluator = make_evaluator("x", {"kind": f"{OWN}:Fails"}, None)
+    with pytest.raises(
+        UserError, match=r"evaluator 'x' .*Fails\) fails at line \d+ of own.py: KeyError: 'labels'"
+    ):
+        evaluator.run(None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"kind": "zero_shot", "source": {"kind": "gone"}, "cuont": 3}, "no setting 'cuont'"),
+        ({"kind": "zero_shto", "source": NOISE}, "no evaluator named 'zero_shto' .did you mean"),
+        ({"kind": f"{OWN}:NoRun"}, "'tests.evals.own:NoRun' has no method run"),
+        ({"kind": "retrieval"}, "evaluator 'x' needs a 'source'"),
+    ],
+)
+def test_show_and_plan_find_mistakes_in_evaluators(entry, message):
+    """They open no evaluator's source: this one's files are not there."""
+    config = tiny_config()
+    config.evals = {"x": entry}
+    with pytest.raises(UserError, match=message):
+        prepare(config, make_mesh({"data": 1}, jax.devices()[:1]))
+    config.evals = {"x": {"kind": "retrieval", "source": {"kind": "tars", "files": "gone/*.tar"}}}
+    assert prepare(config, make_mesh({"data": 1}, jax.devices()[:1]))
 
 
 def test_a_protocol_that_json_cannot_hold():
@@ -214,3 +249,14 @@ def test_a_model_without_towers_and_one_that_reads_more(model):
         _ = bare.width
     found = bare.outputs({}, {"image": np.ones((3, 2)), "boxes": np.ones((3, 2))})
     np.testing.assert_array_equal(found["image_embedding"], np.full((3, 2), 2.0))
+
+
+def test_a_program_of_ones_own_gives_a_tree(model):
+    encoder = model.encoder
+    program = encoder.program(
+        lambda params, batch: {"twice": 2 * batch["x"], "sum": (batch["x"].sum(1),)}
+    )
+    x = np.arange(14, dtype=np.float32).reshape(7, 2)
+    found = encoder.apply(program, model.params, {"x": x}, encoder.whole(3))
+    np.testing.assert_array_equal(found["twice"], 2 * x)
+    np.testing.assert_array_equal(found["sum"][0], x.sum(1))

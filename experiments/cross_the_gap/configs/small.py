@@ -39,6 +39,6 @@ def get_config(arg="scale_100"):
     if arg == "image_image":
         config.model.kind = f"{HERE}.model:TwoViewEncoder"
         config.data.features.view = config.data.features.image.copy_and_resolve_references()
-        config.losses.images = {"kind": f"{HERE}.losses:image_to_image", "weight": 1.0}
+        config.losses.images = {"kind": "softmax", "text": "view_embedding", "scale": 10.0}
     config.evals = evaluators()
     return config

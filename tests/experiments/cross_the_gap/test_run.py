@@ -9,11 +9,11 @@ import pytest
 from clipjax.config import load_config
 from clipjax.defaults import base_config
 from clipjax.errors import UserError
-from clipjax.losses import softmax_contrastive
+from clipjax.losses import KINDS
 from clipjax.mesh import make_mesh
 from clipjax.prepare import prepare
 from clipjax.recipe import load_recipe
-from experiments.cross_the_gap.losses import image_to_image
+from clipjax.registry import lookup
 from experiments.cross_the_gap.sources import ConceptTexts
 from tests.experiments.cross_the_gap.tiny import unit
 
@@ -59,12 +59,13 @@ def test_keywords_and_names():
         assert len(words) <= 3
 
 
-def test_image_to_image():
+def test_the_intra_modal_term():
+    section = dict(config("small.py:image_image").losses["images"])
+    loss = lookup(section.pop("kind"), KINDS, "loss")
     rng = np.random.default_rng(0)
     a, b = (unit(rng.normal(size=(8, 6))).astype(np.float32) for _ in range(2))
     outputs = {"image_embedding": a, "view_embedding": b}
-    value, _ = jax.jit(lambda o: image_to_image(o, {}))(outputs)
+    value, _ = jax.jit(lambda o: loss(o, {}, **section))(outputs)
     logits = 10.0 * a.astype(float) @ b.astype(float).T
     rows, columns = (np.log(np.exp(x).sum(1)) - np.diag(x) for x in (logits, logits.T))
     assert float(value) == pytest.approx((rows.mean() + columns.mean()) / 2, rel=2e-6)
-    assert float(value) == pytest.approx(float(softmax_contrastive(a, b, 10.0)[0]))
