@@ -11,6 +11,7 @@ It is what evaluators and refreshes see of a model. They bring the parameters, s
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from PIL import Image
 
+from clipjax.batch import example_for
 from clipjax.data import naflex
 from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode, fit, flatten
@@ -30,7 +32,7 @@ from clipjax.data.tokenizers import Tokenizer
 from clipjax.encode.regions import RegionPrograms
 from clipjax.errors import ImageError, UserError
 from clipjax.mesh import batch_sharding, batch_shards, replicated
-from clipjax.models import matmul_precision
+from clipjax.models import boxed_params, example_batch, matmul_precision
 from clipjax.registry import nearest
 
 ImageInput = Image.Image | np.ndarray | bytes | str | Path
@@ -80,14 +82,26 @@ class Encoder:
         self._rows_of: dict[tuple, set[str]] = {}
         self._regions = RegionPrograms(self, module, config)
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
-        """Dimensions of an embedding; UserError if `config.model` has no embed_dim."""
-        if "embed_dim" not in self.config["model"]:
-            raise UserError(
-                "config.model has no 'embed_dim', so its embeddings have no known width."
+        """Dimensions of an embedding, as the model gives it for an image or, without an image tower, a text.
+
+        Raises:
+          UserError: the model has neither tower, or gives no embedding.
+
+        Cost: the model is traced, once.
+        """
+        if not self._towers:
+            raise UserError("This model has no tower, so it has no embeddings of a known width.")
+        field = self._towers[0]
+        example = example_batch(self.config["model"])
+        rows = {k: x for k, x in example.items() if k.startswith(field)}
+        with jax.set_mesh(self.mesh):
+            boxed = boxed_params(self.module, example_for(self.module, self.config))
+            outputs = jax.eval_shape(
+                lambda p, b: self._outputs(p, b, [f"{field}_embedding"]), nn.unbox(boxed), rows
             )
-        return self.config["model"]["embed_dim"]
+        return outputs[f"{field}_embedding"].shape[-1]
 
     def outputs(
         self, params: Any, batch: Mapping[str, Any], only: Sequence[str] | None = None

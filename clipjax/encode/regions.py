@@ -98,7 +98,7 @@ class RegionPrograms:
                     f"(preprocess.resize is {self._fitting['resize']!r}); leave it out, or use how='crop'."
                 )
             framed.append(found_Mx4)
-        return self._prompt(how, params, pixels, "boxes", framed, self._encoder.width)
+        return self._prompt(how, params, pixels, "boxes", framed)
 
     def visible(self, images: Sequence[Any], boxes: Sequence[Any], how: str) -> list[np.ndarray]:
         """See `Encoder.visible`."""
@@ -131,7 +131,7 @@ class RegionPrograms:
                 raise UserError(f"The texts of image {place} are a string; give a list of strings.")
         pixels, frames = self._frames(images)
         ids = [self._encoder.ids(some, f" of image {n}") for n, some in enumerate(texts)]
-        found = self._prompt("ground", params, pixels, "region_text", ids, 4)
+        found = self._prompt("ground", params, pixels, "region_text", ids)
         return [
             np.clip(frame.inverse().points(boxes_Mx4.reshape(-1, 2)), 0, 1)
             .reshape(-1, 4)
@@ -176,7 +176,6 @@ class RegionPrograms:
         pixels: Sequence[Any],
         field: str,
         prompts: Sequence[np.ndarray],
-        width: int,
     ) -> list[np.ndarray]:
         """Runs the model over images with any number of prompts each, the image tower once for up to 64 of an image.
 
@@ -186,12 +185,11 @@ class RegionPrograms:
           pixels: n images as `Encoder.fit` makes them.
           field: of the batch, in which the prompts are.
           prompts: n arrays [m, ...].
-          width: numbers that the program makes of a prompt.
 
         Returns:
-          n arrays, float32 [m, width].
+          n arrays, float32 [m, D], D the numbers that the program makes of a prompt.
         """
-        results = [np.zeros((len(some), width), np.float32) for some in prompts]
+        results: list[np.ndarray] = []
         rows: dict[int, list[tuple[int, int, int]]] = {slots: [] for slots in SLOTS}
         for owner, some in enumerate(prompts):
             for start in range(0, len(some), SLOTS[-1]):
@@ -207,8 +205,13 @@ class RegionPrograms:
             # As many prompts at a time in rows of any length.
             size = self._encoder.whole(self._encoder.batch_size * SLOTS[0] // slots)
             found = self._encoder.apply(self._program(how), params, batch, size)
+            if not results:
+                results = [np.zeros((len(p), found.shape[-1]), np.float32) for p in prompts]
             for (owner, start, count), row in zip(places, found, strict=True):
                 results[owner][start : start + count] = row[:count]
+        if not results:
+            width = 4 if how == "ground" else self._encoder.width
+            return [np.zeros((0, width), np.float32) for _ in prompts]
         return results
 
     def _program(self, how: str) -> Callable[..., jax.Array]:
@@ -241,7 +244,7 @@ class RegionPrograms:
             return [encoder.fit(crop) for crop in cut]
 
         waiting: list[Any] = []
-        found = [np.zeros((0, encoder.width), np.float32)]
+        found = []
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(images), CUTTING):
                 some = images[start : start + CUTTING]
@@ -250,7 +253,8 @@ class RegionPrograms:
                 while len(waiting) >= encoder.batch_size:
                     part, waiting = waiting[: encoder.batch_size], waiting[encoder.batch_size :]
                     found.append(encoder.run("image", params, encoder.stack(part)))
-        found.append(encoder.run("image", params, encoder.stack(waiting)))
+        if waiting or not found:
+            found.append(encoder.run("image", params, encoder.stack(waiting)))
         ends = np.cumsum([len(boxes_Mx4) for boxes_Mx4 in boxes])[:-1]
         return np.split(np.concatenate(found), ends) if boxes else []
 

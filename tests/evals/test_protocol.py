@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from clipjax.data.bad import BadRecord
 from clipjax.errors import UserError
 from clipjax.evals import Filtered, make_evaluator, make_evaluators, shown, unit
 from clipjax.mesh import make_mesh
+from clipjax.models.dual_encoder import DualEncoder
 from clipjax.prepare import prepare
 from tests.tiny_config import get_config as tiny_config
 
@@ -225,6 +227,27 @@ def test_what_the_encoder_shows(model):
     assert encoder.mesh.size == 8
 
 
+class Doubled(DualEncoder):
+    """Embeddings twice as wide as `embed_dim` says."""
+
+    def __call__(self, batch, *, train=False):
+        outputs = super().__call__(batch, train=train)
+        name = "image_embedding"
+        twice = jnp.concatenate([outputs[name], outputs[name]], axis=-1) / 2**0.5
+        return outputs | {name: twice}
+
+
+def test_the_width_is_that_of_the_embeddings(model):
+    width = model.config.model.embed_dim
+    assert model.encoder.width == width
+    towers = dict(image=model.encoder.module.image, text=model.encoder.module.text)
+    module = Doubled(**towers, embed_dim=width, init_bias=-1.0)
+    encoder = type(model.encoder)(module, model.config, None, model.encoder.mesh)
+    assert encoder.width == 2 * width
+    assert encoder.images(model.params, []).shape == (0, 2 * width)
+    assert encoder.images(model.params, [np.zeros((16, 16, 3), np.uint8)]).shape == (1, 2 * width)
+
+
 class Whole:
     """A model that gives nothing for an image alone."""
 
@@ -245,7 +268,7 @@ def test_a_model_without_towers_and_one_that_reads_more(model):
     for read in (bare.images, bare.texts):
         with pytest.raises(UserError, match=r"This model has no .* tower"):
             read({}, ["a"])
-    with pytest.raises(UserError, match="no 'embed_dim'"):
+    with pytest.raises(UserError, match="no tower, so it has no embeddings of a known width"):
         _ = bare.width
     found = bare.outputs({}, {"image": np.ones((3, 2)), "boxes": np.ones((3, 2))})
     np.testing.assert_array_equal(found["image_embedding"], np.full((3, 2), 2.0))
