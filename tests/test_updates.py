@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax import models, rules
+from clipjax import rules
 from clipjax.config import apply_override
 from clipjax.errors import UserError
 from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.models import shapes
 from clipjax.prepare import prepare
 from clipjax.step import init_state
 from tests import tiny_core
@@ -132,7 +133,7 @@ def test_the_model_is_traced_twice_from_start_to_step():
     tiny_core.CALLS.clear()
     settings = config("Remembering", LOSSES, FREEZE)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    models._traced.cache_clear()
+    shapes._traced.cache_clear()
     made = prepare(settings, mesh)
     assert tiny_core.CALLS == [False, True]
     state = init_state(made.model, made.config, made.optimizer, mesh)
