@@ -7,6 +7,8 @@ a temporary name and renames it when all of it is there, so a kill at any instan
   train      optimizer state, step, EMA      }
   meta       samples, data counters, config (with preprocessing), versions            JSON
   tokenizer  its config, and its files as text                                        JSON
+  frozen     only with `checkpoint.frozen_once`: the folder beside it, `frozen-SAMPLES`, that holds the parameters which
+             no step changes (a teacher, a frozen tower), for all checkpoints of the run                         JSON
 """
 
 import base64
@@ -31,6 +33,7 @@ ITEMS = {
     "train": ocp.StandardCheckpointHandler,
     "meta": ocp.JsonCheckpointHandler,
     "tokenizer": ocp.JsonCheckpointHandler,
+    "frozen": ocp.JsonCheckpointHandler,
 }
 
 
@@ -64,9 +67,18 @@ class Checkpointer:
       workdir: the run's directory.
       keep: how many of the newest to keep; None keeps all.
       keep_every: samples; the first checkpoint at or after each multiple is kept for ever.
+      once: paths of parameters that are saved once, beside the checkpoints.
     """
 
-    def __init__(self, workdir: Path | str, *, keep: int | None = 1, keep_every: int | None = None):
+    def __init__(
+        self,
+        workdir: Path | str,
+        *,
+        keep: int | None = 1,
+        keep_every: int | None = None,
+        once: frozenset[str] = frozenset(),
+    ):
+        self._once, self._frozen = once, None
         self._directory = epath.Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
@@ -92,13 +104,23 @@ class Checkpointer:
         """Starts to write a checkpoint and returns; the arrays may be donated or changed afterwards."""
         if self._manager.latest_step() == samples:
             return
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            train=ocp.args.StandardSave(train),
-            meta=ocp.args.JsonSave(dict(meta)),
-            tokenizer=ocp.args.JsonSave(dict(tokenizer)),
-        )
-        self._manager.save(samples, args=items)
+        items = {
+            "train": ocp.args.StandardSave(train),
+            "meta": ocp.args.JsonSave(dict(meta)),
+            "tokenizer": ocp.args.JsonSave(dict(tokenizer)),
+        }
+        if self._once:
+            flat = rules.paths(params)
+            if self._frozen is None:
+                self._frozen = f"frozen-{samples}"
+                # What a killed save may have left under this name belongs to no checkpoint.
+                with ocp.StandardCheckpointer() as writer:
+                    constant = rules.tree({path: flat[path] for path in self._once})
+                    writer.save(self._directory / self._frozen, constant, force=True)
+            params = rules.tree({path: x for path, x in flat.items() if path not in self._once})
+            items["frozen"] = ocp.args.JsonSave({"folder": self._frozen})
+        items["params"] = ocp.args.StandardSave(params)
+        self._manager.save(samples, args=ocp.args.Composite(**items))
 
     def restore(self, samples: int, params: Any, train: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Restores (params, train, meta) with the shardings of the abstract trees `params` and `train`.
@@ -107,17 +129,24 @@ class Checkpointer:
           UserError: a parameter is missing, left over, or of another shape; all of them are named.
         """
         where = self._directory / str(samples)
+        check_shapes(parameter_metadata(where), params, str(where))
+        own, frozen = _parted(where, rules.paths(params))
         with _readable(where):
-            check_shapes(self._manager.item_metadata(samples)["params"], params, str(where))
             restored = self._manager.restore(
                 samples,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(params),
+                    params=ocp.args.StandardRestore(rules.tree(own)),
                     train=ocp.args.StandardRestore(train),
                     meta=ocp.args.JsonRestore(),
                 ),
             )
-        return restored["params"], restored["train"], restored["meta"]
+        params = restored["params"]
+        if frozen:
+            folder = frozen_folder(where)
+            if frozen.keys() == self._once:
+                self._frozen = folder.name
+            params = rules.tree(rules.paths(params) | rules.paths(_whole(where, folder, frozen)))
+        return params, restored["train"], restored["meta"]
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
@@ -259,21 +288,62 @@ def read_params(path: epath.Path, wanted: Any) -> Any:
     Raises:
       UserError: the parameters do not fit `wanted`, or cannot be read.
     """
-    folder = path / "params"
-    with _readable(path), ocp.StandardCheckpointer() as reader:
-        check_shapes(ocp.StandardCheckpointHandler().metadata(folder), wanted, str(path))
-        params = reader.restore(folder, wanted)
-    flat = rules.paths(wanted)
+    check_shapes(parameter_metadata(path), wanted, str(path))
+    own, frozen = _parted(path, rules.paths(wanted))
+    found = rules.paths(_whole(path, path / "params", own))
+    if frozen:
+        found |= rules.paths(_whole(path, frozen_folder(path), frozen))
     averaged = averaged_paths(path)
-    if not averaged:
-        return params
-    return rules.tree(rules.paths(params) | read_average(path, {p: flat[p] for p in averaged}))
+    if averaged:
+        found |= read_average(path, {p: own[p] for p in averaged})
+    return rules.tree(found)
 
 
 def parameter_metadata(path: epath.Path) -> Any:
     """The tree of the parameters in the checkpoint directory `path`, things with a shape and a dtype."""
+    folder = frozen_folder(path)
     with _readable(path):
-        return ocp.StandardCheckpointHandler().metadata(path / "params").tree
+        tree = ocp.StandardCheckpointHandler().metadata(path / "params").tree
+        if folder is None:
+            return tree
+        frozen = ocp.StandardCheckpointHandler().metadata(folder).tree
+    return rules.tree(rules.paths(tree) | rules.paths(frozen))
+
+
+def frozen_folder(path: epath.Path) -> epath.Path | None:
+    """Where the checkpoint directory `path` has the parameters that its run saved once; None: all are in it.
+
+    Raises:
+      UserError: the folder is not there.
+    """
+    if not (path / "frozen").exists():
+        return None
+    with _readable(path), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        folder = path.parent / epath.Path(reader.restore(path / "frozen")["folder"]).name
+    if not folder.exists():
+        raise UserError(
+            f"The checkpoint {str(path)!r} has its frozen parameters in the folder {folder.name!r} beside it, which is "
+            "not there; copy that along, or make a whole checkpoint of it where it came from, with: clipjax stage "
+            "--stage=rewrite."
+        )
+    return folder
+
+
+def _parted(path: epath.Path, flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters that are in the checkpoint directory `path` itself, and those that its run saved once."""
+    folder = frozen_folder(path)
+    if folder is None:
+        return dict(flat), {}
+    with _readable(path):
+        once = rules.paths(ocp.StandardCheckpointHandler().metadata(folder).tree)
+    frozen = {p: x for p, x in flat.items() if p in once}
+    return {p: x for p, x in flat.items() if p not in once}, frozen
+
+
+def _whole(path: epath.Path, item: epath.Path, wanted: Mapping[str, Any]) -> Any:
+    """All parameters of a folder of the checkpoint `path`; `wanted` has their shapes and shardings, by path."""
+    with _readable(path), ocp.StandardCheckpointer() as reader:
+        return reader.restore(item, rules.tree(wanted))
 
 
 def averaged_paths(path: epath.Path) -> frozenset[str]:
@@ -293,7 +363,13 @@ def read_average(path: epath.Path, wanted: Mapping[str, Any]) -> dict[str, jax.A
 
 def read_some(path: epath.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Some parameters by path, without what a run averaged; `wanted` has their shapes, dtypes and shardings."""
-    return rules.paths(_read_part(path, path / "params", rules.tree(wanted)))
+    found: dict[str, jax.Array] = {}
+    for some, item in zip(
+        _parted(path, wanted), (path / "params", frozen_folder(path)), strict=True
+    ):
+        if some:
+            found |= rules.paths(_read_part(path, item, rules.tree(some)))
+    return found
 
 
 def _read_part(path: epath.Path, item: epath.Path, wanted: Any) -> Any:

@@ -61,7 +61,12 @@ def base_config() -> ConfigDict:
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1},
             "evals": {},  # name -> kind, settings, and `every` (duration)
             "refreshes": {},  # name -> kind, settings, `every` (duration), and `at_start`: see refresh.py
-            "checkpoint": {"every": "10%", "keep": 1, "keep_every": None},  # durations; None: none
+            "checkpoint": {
+                "every": "10%",  # durations; None: none
+                "keep": 1,
+                "keep_every": None,
+                "frozen_once": False,  # what no step changes is saved once, beside the checkpoints
+            },
             "log": {"every": "1%", "tensorboard": True, "wandb": False},
             "run": {  # seconds
                 "start_timeout": 300,  # until the processes of a job must have met

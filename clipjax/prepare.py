@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from clipjax import optim, updates
+from clipjax import optim, rules, updates
 from clipjax.batch import example_batch
 from clipjax.cost import flops
 from clipjax.data.features import makers
@@ -49,6 +49,7 @@ class Prepared:
       step: the jitted `(state, batch) -> (state, metrics)` that gives `state` away. Call it under `jax.set_mesh(mesh)`:
         then it compiles what was traced here, and does not trace again.
       flops_per_sample: that training needs: without what is repeated to save memory (Chowdhery et al. 2022).
+      unchanged: paths of the parameters that no step changes: the program hands them on as they came.
       remarks: what works, but not as a user may think: a sentence each.
     """
 
@@ -62,6 +63,7 @@ class Prepared:
     state: State
     step: Any
     flops_per_sample: float
+    unchanged: frozenset[str]
     remarks: list[str]
 
 
@@ -111,9 +113,8 @@ def prepare(config: ConfigDict, mesh: Mesh | AbstractMesh, epoch: int = EPOCH) -
         work = flops.count(other, state, batch)
     said = remarks(boxed, mesh) + _unread(traced, batch, made_by)
     per_sample = work / config.batch_size
-    return Prepared(
-        config, mesh, model, rate, optimizer, losses, batch, state, step, per_sample, said
-    )
+    given = (config, mesh, model, rate, optimizer, losses, batch, state, step, per_sample)
+    return Prepared(*given, _unchanged(traced, state), said)
 
 
 def _check_needs(model: nn.Module, batch: Mapping[str, Any]) -> None:
@@ -123,6 +124,13 @@ def _check_needs(model: nn.Module, batch: Mapping[str, Any]) -> None:
                 f"{describe_model(model)} needs the batch field {field!r}, which no feature makes (there are: "
                 f"{', '.join(batch)}); add a feature that makes it to config.data.features."
             )
+
+
+def _unchanged(program: Any, state: State) -> frozenset[str]:
+    """Paths of the parameters that a traced step returns as they came."""
+    number = jax.tree.unflatten(jax.tree.structure(state), range(len(jax.tree.leaves(state))))
+    places = rules.paths(number.params)
+    return frozenset(p for p, i in places.items() if program.outvars[i] is program.invars[i])
 
 
 def _after_the(model: nn.Module) -> str:

@@ -131,7 +131,8 @@ class Run:
         on_primary(lambda: claim(self._workdir, config))
         check_shared(self._workdir, config)
         keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every
-        self._checkpoints = Checkpointer(self._workdir, keep=keep, keep_every=keep_every)
+        once = prepared.unchanged if config.checkpoint.frozen_once else frozenset()
+        self._checkpoints = Checkpointer(self._workdir, keep=keep, keep_every=keep_every, once=once)
         if self.samples:
             state, counters = restore(self._checkpoints, self.samples, prepared.state)
         else:

@@ -54,6 +54,11 @@ def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
         raise UserError(
             f"config.checkpoint.keep must be at least 1, or None for all, not {config.checkpoint.keep}."
         )
+    if config.checkpoint.get("frozen_once") and config.get("refreshes"):
+        raise UserError(
+            "config.checkpoint.frozen_once does not go with config.refreshes, which change frozen parameters; leave "
+            "one of them out."
+        )
     if config.data.workers < 0:
         raise UserError(f"config.data.workers must be at least 0, not {config.data.workers}.")
     for name, seconds in config.run.items():
