@@ -7,7 +7,7 @@
 
 and DATASET/{train,base,novel}.jsonl, captions files (docs/data.md) with columns `image` and `label`, a class's place in
 DATASET/{base,novel}.json, lists of names; train.jsonl has 16 images a class. Across data sets: train.jsonl, test.jsonl
-and classes.json.
+and classes.json. EuroSAT's names are here, as those of CoOp, whose halves are the first and the second.
 """
 
 from clipjax.defaults import base_config
@@ -24,11 +24,30 @@ TARGETS = (
 )
 
 
+NAMES = {
+    "eurosat": {
+        "base": (
+            *("Annual Crop Land", "Forest", "Herbaceous Vegetation Land"),
+            *("Highway or Road", "Industrial Buildings"),
+        ),
+        "novel": (
+            *("Pasture Land", "Permanent Crop Land", "Residential Buildings"),
+            *("River", "Sea or Lake"),
+        ),
+    }
+}
+
+
+def classes(dataset, which):
+    """Names of the classes, or the file that has them."""
+    return NAMES.get(dataset, {}).get(which, f"{dataset}/{which}.json")
+
+
 def captions(file):
     return {"kind": "captions", "file": file}
 
 
-def get_config(arg="base_to_novel,imagenet"):
+def get_config(arg="base_to_novel,eurosat"):
     protocol, _, dataset = arg.partition(",")
     if protocol not in PROTOCOLS:
         raise ValueError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
@@ -40,7 +59,7 @@ def get_config(arg="base_to_novel,imagenet"):
     clip = model_config("ViT-B-16-quickgelu")
     names = "base" if protocol == "base_to_novel" else "classes"
     ours = {"kind": "experiments.maple.model:PromptedDualEncoder", "prompt_depth": depth}
-    ours |= {"classes": f"{dataset}/{names}.json", "tokenizer": config.tokenizer.to_dict()}
+    ours |= {"classes": classes(dataset, names), "tokenizer": config.tokenizer.to_dict()}
     config.model = model_section(**clip.to_dict() | ours)
     config.init = {"": f"weights/maple-{depth}"}
     config.losses = {"classes": {"kind": "class_cross_entropy"}}
@@ -59,14 +78,14 @@ def get_config(arg="base_to_novel,imagenet"):
         config.evals.generalisation = {
             "kind": "experiments.maple.evals:BaseToNovel",
             "sources": {half: captions(f"{dataset}/{half}.jsonl") for half in halves},
-            "classes": {half: f"{dataset}/{half}.json" for half in halves},
+            "classes": {half: classes(dataset, half) for half in halves},
         }
     else:
         config.evals = {
             name: {
                 "kind": "zero_shot",
                 "source": captions(f"{name}/test.jsonl"),
-                "classes": f"{name}/classes.json",
+                "classes": classes(name, "classes"),
                 "templates": ("a photo of a {}.",),
             }
             for name in (dataset, *TARGETS)

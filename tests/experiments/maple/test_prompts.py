@@ -99,7 +99,7 @@ def test_1_deep_prompts_do_not():
 
 def test_2_parameters():
     config = load_config(f"{FOLDER}/configs/paper.py", base_config())
-    config.model.classes = NAMES
+    assert len(config.model.classes) == 5
     prepared = prepare(config, make_mesh({"data": 1}, jax.devices()[:1]))
     flat = rules.paths(prepared.state.params)
     count = sum(x.size for path, x in flat.items() if path.startswith("prompts/"))
