@@ -19,7 +19,7 @@ TEMPLATE, WORDS = "a drawing of {}", "a drawing"
 UNSEEN = tuple(record["name"] for record in Drawings("unseen", group="concept"))
 HALVES = {"base": UNSEEN[::2], "novel": UNSEEN[1::2]}
 DEPTH = 2  # the text tower has two layers
-EPOCHS = 20
+EPOCHS = 20  # of all 846 drawings, of which the filter lets half pass
 RATE = 0.07  # chosen by the training loss, see the README
 
 
