@@ -7,12 +7,14 @@ a temporary name and renames it when all of it is there, so a kill at any instan
   train      optimizer state, step, EMA      }
   meta       samples, data counters, config (with preprocessing), versions            JSON
   tokenizer  its config, and its files as text                                        JSON
-  frozen     only with `checkpoint.frozen_once`: the folder beside it, `frozen-SAMPLES`, that holds the parameters which
-             no step changes (a teacher, a frozen tower), for all checkpoints of the run                         JSON
+  frozen     only with `checkpoint.frozen_once`: the folder beside it, `frozen-SAMPLES-TOKEN`, that holds the parameters
+             which no step changes (a teacher, a frozen tower), for all checkpoints of the run; it is whole before the
+             first of them is begun, and without it none of them can be read                                    JSON
 """
 
 import base64
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +70,8 @@ class Checkpointer:
       keep: how many of the newest to keep; None keeps all.
       keep_every: samples; the first checkpoint at or after each multiple is kept for ever.
       once: paths of parameters that are saved once, beside the checkpoints.
+      token: a number of this start of the run alone, the same in all processes; it tells the folders of what is saved
+        once apart, wherever they are copied to.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class Checkpointer:
         keep: int | None = 1,
         keep_every: int | None = None,
         once: frozenset[str] = frozenset(),
+        token: int = 0,
     ):
-        self._once, self._frozen = once, None
+        self._once, self._token = once, token
+        self._frozen: str | None = None
         self._directory = epath.Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
@@ -101,7 +107,10 @@ class Checkpointer:
         meta: Mapping[str, Any],
         tokenizer: Mapping[str, Any],
     ) -> None:
-        """Starts to write a checkpoint and returns; the arrays may be donated or changed afterwards."""
+        """Starts to write a checkpoint and returns; the arrays may be donated or changed afterwards.
+
+        What is saved once is on disk when the first of them returns.
+        """
         if self._manager.latest_step() == samples:
             return
         items = {
@@ -112,11 +121,11 @@ class Checkpointer:
         if self._once:
             flat = rules.paths(params)
             if self._frozen is None:
-                self._frozen = f"frozen-{samples}"
-                # What a killed save may have left under this name belongs to no checkpoint.
+                name = f"frozen-{samples}-{self._token:08x}"
                 with ocp.StandardCheckpointer() as writer:
                     constant = rules.tree({path: flat[path] for path in self._once})
-                    writer.save(self._directory / self._frozen, constant, force=True)
+                    writer.save(self._directory / name, constant)
+                self._frozen = name
             params = rules.tree({path: x for path, x in flat.items() if path not in self._once})
             items["frozen"] = ocp.args.JsonSave({"folder": self._frozen})
         items["params"] = ocp.args.StandardSave(params)
@@ -280,25 +289,6 @@ def read_meta(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return meta | {"config": migrate(meta["config"])}, tokenizer
 
 
-def read_params(path: epath.Path, wanted: Any) -> Any:
-    """Parameters of the checkpoint directory `path`, with the shardings of the abstract tree `wanted`.
-
-    If the run kept an average (EMA), its values take the place of the trained parameters.
-
-    Raises:
-      UserError: the parameters do not fit `wanted`, or cannot be read.
-    """
-    check_shapes(parameter_metadata(path), wanted, str(path))
-    own, frozen = _parted(path, rules.paths(wanted))
-    found = rules.paths(_whole(path, path / "params", own))
-    if frozen:
-        found |= rules.paths(_whole(path, frozen_folder(path), frozen))
-    averaged = averaged_paths(path)
-    if averaged:
-        found |= read_average(path, {p: own[p] for p in averaged})
-    return rules.tree(found)
-
-
 def parameter_metadata(path: epath.Path) -> Any:
     """The tree of the parameters in the checkpoint directory `path`, things with a shape and a dtype."""
     folder = frozen_folder(path)
@@ -319,7 +309,9 @@ def frozen_folder(path: epath.Path) -> epath.Path | None:
     if not (path / "frozen").exists():
         return None
     with _readable(path), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        folder = path.parent / epath.Path(reader.restore(path / "frozen")["folder"]).name
+        # It may have been linked to.
+        real = path if "://" in str(path) else epath.Path(os.path.realpath(path))
+        folder = real.parent / epath.Path(reader.restore(path / "frozen")["folder"]).name
     if not folder.exists():
         raise UserError(
             f"The checkpoint {str(path)!r} has its frozen parameters in the folder {folder.name!r} beside it, which is "

@@ -113,8 +113,14 @@ def prepare(config: ConfigDict, mesh: Mesh | AbstractMesh, epoch: int = EPOCH) -
         work = flops.count(other, state, batch)
     said = remarks(boxed, mesh) + _unread(traced, batch, made_by)
     per_sample = work / config.batch_size
+    unchanged = _unchanged(traced, state)
+    if config.checkpoint.get("frozen_once") and not unchanged:
+        said.append(
+            "config.checkpoint.frozen_once saves nothing apart: every step changes all parameters, so each checkpoint "
+            "holds them all."
+        )
     given = (config, mesh, model, rate, optimizer, losses, batch, state, step, per_sample)
-    return Prepared(*given, _unchanged(traced, state), said)
+    return Prepared(*given, unchanged, said)
 
 
 def _check_needs(model: nn.Module, batch: Mapping[str, Any]) -> None:

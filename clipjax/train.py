@@ -10,6 +10,7 @@ numbers: samples seen, metrics, and the tally of what happened in any of them.
 
 import contextlib
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,10 @@ class Run:
         check_shared(self._workdir, config)
         keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every
         once = prepared.unchanged if config.checkpoint.frozen_once else frozenset()
-        self._checkpoints = Checkpointer(self._workdir, keep=keep, keep_every=keep_every, once=once)
+        token = from_primary(secrets.randbits(31))
+        self._checkpoints = Checkpointer(
+            self._workdir, keep=keep, keep_every=keep_every, once=once, token=token
+        )
         if self.samples:
             state, counters = restore(self._checkpoints, self.samples, prepared.state)
         else:

@@ -12,6 +12,7 @@ import clipjax
 from clipjax import checkpoint, rules
 from clipjax.checkpoint import Checkpointer
 from clipjax.cli import main
+from clipjax.convert.orbax import open_params
 from clipjax.errors import UserError
 from clipjax.mesh import make_mesh
 from clipjax.prepare import prepare
@@ -69,7 +70,7 @@ def test_one_folder_for_all_checkpoints(runs):
     whole, once = runs
     samples, frozen = folders(once)
     assert (samples, []) == folders(whole)
-    assert frozen == [f"frozen-{samples[0]}"]
+    assert [name.rpartition("-")[0] for name in frozen] == [f"frozen-{samples[0]}"]
     place = once / "checkpoints" / str(samples[-1])
     with_frozen = rules.paths(checkpoint.parameter_metadata(checkpoint.find(place)))
     assert with_frozen.keys() == params_of(whole).keys()
@@ -109,8 +110,10 @@ def test_the_setting_may_change_between_starts(runs, tmp_path, first):
     for later in samples[1:]:
         shutil.rmtree(tmp_path / "other" / "checkpoints" / str(later))
     train(tmp_path / "other", other)
+    found, frozen = folders(tmp_path / "other")
+    assert found == samples
     wanted = [f"frozen-{samples[0 if first else 1]}"]
-    assert folders(tmp_path / "other") == (samples, wanted)
+    assert [name.rpartition("-")[0] for name in frozen] == wanted
     for place in samples:
         found = params_of(tmp_path / "other" / "checkpoints" / str(place))
         assert_same(found, params_of(begun / "checkpoints" / str(place)))
@@ -121,7 +124,7 @@ def test_a_checkpoint_without_its_folder(runs, tmp_path):
     last = str(folders(once)[0][-1])
     shutil.copytree(once / "checkpoints" / last, tmp_path / last)
     with pytest.raises(
-        UserError, match=r"in the folder 'frozen-\d+' beside it, which is not there"
+        UserError, match=r"in the folder 'frozen-\d+-\w+' beside it, which is not there"
     ):
         clipjax.load(tmp_path / last)
     whole = tmp_path / "whole"
@@ -129,6 +132,36 @@ def test_a_checkpoint_without_its_folder(runs, tmp_path):
     assert main(["stage", "--stage=rewrite", f"--source={source}", f"--target={whole}"]) == 0
     assert_same(params_of(whole), params_of(once))
     assert not (whole / "frozen").exists()
+
+
+def test_checkpoints_of_two_runs_side_by_side(tmp_path):
+    """Copied with their folders into one place, each has its own; a link to one is read where it leads."""
+    for number, name in enumerate(("a", "b")):
+        writer = Checkpointer(tmp_path / name, once=frozenset(["teacher"]), token=number)
+        params = {"teacher": np.full(3, number, np.float32), "w": np.full(2, number, np.float32)}
+        meta = {"samples": 8, "config": {}}
+        writer.save(8, params, {"step": np.int32(1)}, meta, {"config": None, "files": {}})
+        writer.close()
+        shutil.copytree(tmp_path / name / "checkpoints" / "8", tmp_path / "models" / name)
+        (frozen,) = folders(tmp_path / name)[1]
+        shutil.copytree(tmp_path / name / "checkpoints" / frozen, tmp_path / "models" / frozen)
+    (tmp_path / "link").symlink_to(tmp_path / "models" / "b")
+    for place, number in (("models/a", 0), ("models/b", 1), ("link", 1)):
+        for path, tensor in open_params(checkpoint.find(tmp_path / place)).items():
+            np.testing.assert_array_equal(tensor.read(), number, err_msg=f"{place}: {path}")
+
+
+def test_the_newest_alone_is_kept(runs, tmp_path):
+    train(tmp_path / "kept", ONCE, "checkpoint.keep=1")
+    samples, frozen = folders(tmp_path / "kept")
+    assert samples == folders(runs[1])[0][-1:]
+    assert len(frozen) == 1
+    assert_same(params_of(tmp_path / "kept"), params_of(runs[1]))
+
+
+def test_nothing_to_save_once_is_said():
+    made = prepare(tiny_config(ONCE), make_mesh({"data": 1}, jax.devices()[:1]))
+    assert any("frozen_once saves nothing apart" in remark for remark in made.remarks)
 
 
 def test_a_refresh_changes_what_would_be_saved_once():
@@ -143,10 +176,12 @@ def test_on_another_mesh(tmp_path, sizes):
     config = tiny_config(*SETTINGS)
     made = prepare(config, make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
     state = init_state(made.model, made.config, made.optimizer, made.mesh)
+    assert made.unchanged
     writer = Checkpointer(tmp_path, once=made.unchanged)
     train_state = {"step": state.step, "optimizer": state.optimizer, "ema": state.ema}
     writer.save(8, state.params, train_state, {"samples": 8}, {"config": None, "files": {}})
     writer.close()
+    assert folders(tmp_path) == ([8], ["frozen-8-00000000"])
     count = int(np.prod(list(sizes.values())))
     like = prepare(config, make_mesh(sizes, jax.devices()[:count])).state
     reader = Checkpointer(tmp_path)

@@ -78,11 +78,11 @@ class PromptedDualEncoder(DualEncoder, kw_only=True):
         return {"extra_tokens": image_JxnxV[0], "deep_prompts": deep}
 
     def _texts(
-        self, batch: Mapping[str, jax.Array], text_JxnxW: jax.Array | None
+        self, batch: Mapping[str, jax.Array], text_JxnxW: jax.Array | None, **options: Any
     ) -> dict[str, jax.Array]:
         """P_0 in place of the words behind the start token; P_j in its place at the entry of layer j."""
         if text_JxnxW is None:
-            return text_outputs(self.text, self.text_head, batch, None)
+            return text_outputs(self.text, self.text_head, batch, None, **options)
         n, ids = self.prompt_count, batch["text"]
         words = self.text.embed(ids)
         first = jnp.broadcast_to(text_JxnxW[0], (*ids.shape[:-1], n, words.shape[-1]))
@@ -91,7 +91,7 @@ class PromptedDualEncoder(DualEncoder, kw_only=True):
         words = jnp.where(too_short[..., None, None], jnp.nan, words)
         deep = DeepPrompts(text_JxnxW[1:], slot=1, first=1)
         return text_outputs(
-            self.text, self.text_head, batch, None, embeddings=words, deep_prompts=deep
+            self.text, self.text_head, batch, None, embeddings=words, deep_prompts=deep, **options
         )
 
     def _class_ids(self) -> Any:

@@ -2,7 +2,7 @@
 
   clipjax recipe --recipe=experiments/maple/recipe.py --workdir=runs/maple --jobs=2
 
-Three seeds of every arm, which take seconds; the starts, three runs of configs/quickstart.py, take most of the time.
+Three seeds of every arm, a minute or two each; the starts, three runs of configs/quickstart.py, take most of the time.
 """
 
 from clipjax.recipe import evaluate, folder, further_seeds, rows, stage, table, train

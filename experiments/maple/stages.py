@@ -5,6 +5,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clipjax.data.tokenizers import make_tokenizer
+from clipjax.errors import UserError
 from clipjax.models import example_batch, initialise, make_model, model_section
 
 KIND = "experiments.maple.model:PromptedDualEncoder"
@@ -36,6 +37,11 @@ def add_prompts(
     prompts = {name: np.array(leaf.unbox()) for name, leaf in fresh.items()}
     if "text" in prompts:
         ids = make_tokenizer(config.tokenizer, config.model.text.length)([words])[0]
+        if list(ids).index(config.model.text.end_token) <= count:
+            raise UserError(
+                f"add_prompts needs at least {count} tokens to begin with, but {words!r} has fewer; give "
+                "other --stage.words."
+            )
         prompts["text"][0] = params["text"]["token_embedding"][ids[1 : 1 + count]]
     params["prompts"] = prompts
     return params, config

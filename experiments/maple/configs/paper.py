@@ -5,9 +5,11 @@
 
   clipjax stage --stage=experiments.maple.stages:add_prompts --source=ViT-B-16.pt --target=weights/maple-9
 
+(for the second with `--target=weights/maple-3 --stage.depth=3`)
 and DATASET/{train,base,novel}.jsonl, captions files (docs/data.md) with columns `image` and `label`, a class's place in
 DATASET/{base,novel}.json, lists of names; train.jsonl has 16 images a class. Across data sets: train.jsonl, test.jsonl
-and classes.json. EuroSAT's names are here, as those of CoOp, whose halves are the first and the second.
+and classes.json. Names are taken as they are: write spaces where a folder has "_". EuroSAT's are here, in halves
+as CoOp has them.
 """
 
 from clipjax.defaults import base_config

@@ -1,4 +1,4 @@
-"""MaPLe in seconds on two CPU cores: an encoder of drawings learns 92 new concepts from at most five drawings each.
+"""MaPLe in a minute on two CPU cores: an encoder of drawings learns 92 new concepts from at most five drawings each.
 
 `experiments/maple/configs/small.py:ARM` is an arm of prompts.py. The start is what the stage `add_prompts` makes of a
 run of configs/quickstart.py (the recipe does it). Base and novel classes alternate among the concepts that the start

@@ -111,7 +111,10 @@ def test_2_parameters():
 
 def test_2_coupling_functions_begin_alike_but_the_first():
     _, params = prompted()
-    kernel = params["prompts"]["coupling_kernel"]
+    kernel, bias = (params["prompts"][f"coupling_{name}"] for name in ("kernel", "bias"))
+    np.testing.assert_array_equal(bias[1], bias[2])
+    assert np.abs(bias[0] - bias[1]).max() > 0.1
+    assert np.abs(bias).max() <= WT**-0.5
     np.testing.assert_array_equal(kernel[1], kernel[2])
     assert np.abs(kernel[0] - kernel[1]).max() > 0.1
     assert np.abs(kernel).max() <= WT**-0.5
@@ -284,6 +287,61 @@ def test_the_first_prompt_is_the_words_and_the_others_are_drawn():
     assert np.std(params["prompts"]["text"][1:]) == pytest.approx(0.02, rel=0.2)
 
 
+def test_words_too_few_for_the_prompts_are_refused():
+    params, config = clip()
+    config = type(config)(config.to_dict(), type_safe=False)
+    with pytest.raises(UserError, match="needs at least 2 tokens to begin with, but 'a' has fewer"):
+        add_prompts(dict(params), config, depth=1, words="a")
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_each_prompt_enters_its_own_layer(tower):
+    """P_2 is not seen before layer 2, P_1 not before layer 1; P_0 is seen from layer 0 on."""
+    module, params = prompted("independent")
+
+    @jax.jit
+    def hidden(prompts):
+        def run(module):
+            text, image = module.prompts()
+            taps = {"taps": Taps(hidden=(0, 1, 2))}
+            if tower == "image":
+                pixels = jnp.asarray(IMAGE, jnp.float32) / 255
+                return module.image(pixels, **module._in_image(image), **taps)[2]["hidden"]
+            ids = tokens(["a photo of a cat."])
+            return module._texts({"text": ids}, text, **taps)["text_hidden"]
+
+        return module.apply({"params": params | {"prompts": prompts}}, method=run)
+
+    plain = np.asarray(hidden(params["prompts"]))
+    for layer in range(DEPTH):
+        prompts = {name: np.array(x) for name, x in params["prompts"].items()}
+        prompts[tower][layer] += OTHER[layer].mean() + np.arange(prompts[tower].shape[-1]) % 3
+        moved = np.abs(hidden(prompts) - plain).max(axis=(0, 2, 3)) > 1e-4
+        # What enters layer `layer` shows in its output and in all later ones, but for its own slot being replaced.
+        assert not moved[:layer].any()
+        assert moved[layer]
+
+
+def test_vision_prompts_stand_at_the_end_before_the_first_norm():
+    """A shift and a scale of Pv_0 vanish in that norm, and the class token and patches before layer 0 do not move."""
+    module, params = prompted("image", depth=1)
+
+    @jax.jit
+    def entry(tokens_nxW):
+        def run(module):
+            pixels = jnp.asarray(IMAGE, jnp.float32) / 255
+            how = dict(extra_tokens=tokens_nxW, taps=Taps(value=(0,)))
+            return module.image(pixels, **how)[2]["value"]
+
+        return module.apply({"params": params}, method=run)[:, 0]
+
+    image = params["prompts"]["image"][0]
+    plain, other = entry(image), entry(3.0 * image + 1.0)
+    np.testing.assert_allclose(plain, other, atol=1e-3)
+    changed = np.abs(entry(np.roll(image, 1, axis=-1)) - plain).max(axis=(0, 2, 3))
+    np.testing.assert_array_equal(changed > 1e-3, [False] * 5 + [True] * N)
+
+
 def test_a_text_that_is_all_prompt_is_no_number():
     found = of(batch={"text": tokens(["cat", "a cat", "a photo of a cat."])})["text_embedding"]
     np.testing.assert_array_equal(np.isnan(found).any(axis=1), [True, False, False])
@@ -358,3 +416,13 @@ def test_the_papers_config_traces(arg, tmp_path, monkeypatch):
     depth = made.config.model.prompt_depth
     assert made.state.params["prompts"]["text"].shape == (depth, 2, 512)
     assert made.batch["image"].shape == (4, 224, 224, 3)
+    config, optim, augment = made.config, made.config.optim, made.config.data.features.image.augment
+    epochs, peak, layers = (5, 0.0035, 9) if arg.startswith("base") else (2, 0.0026, 3)
+    epoch = config.optim.warmup
+    assert (depth, config.total_samples) == (layers, epochs * epoch)
+    assert (optim.name, dict(optim.settings)) == ("sgd", {"momentum": 0.9, "l2": 5e-4})
+    assert (optim.weight_decay, optim.clip_norm, optim.ema) == (0.0, None, 0.0)
+    assert (augment.crop, augment.crop_scale, augment.flip) == ("random", (0.08, 1.0), 0.5)
+    rates = [float(made.rate(jnp.int32(e * epoch // 4))) for e in range(epochs)]
+    wanted = [1e-5] + [peak * (1 + np.cos(np.pi * e / epochs)) / 2 for e in range(epochs - 1)]
+    np.testing.assert_allclose(rates, wanted, rtol=1e-5)
