@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_run import (
+    CONFIG,
     assert_same_arrays,
     losses,
     sample_ids,
@@ -22,6 +23,7 @@ from tests.tiny_run import (
 STEPS, BATCH = 120, 8
 TOTAL = STEPS * BATCH
 KILLS = 22
+STATEFUL = CONFIG.with_name("stateful.py")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,29 @@ def test_kill_at_random_instants(tmp_path, whole):
     assert start(tmp_path, steps=STEPS).wait(timeout=240) == 0
     assert_same_run(tmp_path, whole)
     assert not saving(tmp_path)
+
+
+@pytest.mark.slow
+def test_kill_a_run_with_state_that_has_no_gradient(tmp_path):
+    """A queue by a loss, a running mean by the model, a momentum copy, and a refresh: `kill -9` costs none of them."""
+    steps, rng = 40, np.random.default_rng(1)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert start(straight, steps=steps, config=STATEFUL).wait(timeout=600) == 0
+    for number in range(4):
+        before = steps_written(killed)
+        run = start(killed, steps=steps, config=STATEFUL)
+        enough = before + int(rng.integers(2, 8))
+        assert wait_until(run, lambda n=enough: steps_written(killed) >= n)
+        wait_until(run, lambda inside=number % 2 == 1: saving(killed) == inside)
+        run.kill()
+        run.wait()
+    assert start(killed, steps=steps, config=STATEFUL).wait(timeout=600) == 0
+    assert trajectory(killed) == trajectory(straight)
+    total = str(steps * BATCH)
+    assert_same_arrays(saved(killed, total), saved(straight, total))
+    state = saved(straight, total)
+    for name in ("queue", "centre", "slow_scale", "number"):
+        assert np.any(state[f"params['{name}']"] != 0)
 
 
 def test_another_device_count_sees_the_same_samples(tmp_path, whole):

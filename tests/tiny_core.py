@@ -210,3 +210,8 @@ def bad_refresh(params, encoder, samples, rng, *, how):
 
 def odd_refresh(params, encoder):
     return {}
+
+
+def counted(params, encoder, samples, rng):
+    """A refresh that changes an integer, from what it was and from the run's own randomness."""
+    return {"number": np.int32(params["number"] + samples + jax.random.randint(rng, (), 0, 100))}

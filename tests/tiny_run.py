@@ -22,9 +22,9 @@ def tiny_config(*overrides, steps=20):
     return load_config(f"{CONFIG}:{steps}", base_config(), overrides)
 
 
-def start(workdir, *overrides, steps=20, devices=1, output=subprocess.DEVNULL):
+def start(workdir, *overrides, steps=20, devices=1, output=subprocess.DEVNULL, config=CONFIG):
     """`clipjax train` in a process of its own."""
-    command = [sys.executable, "-m", "clipjax.cli", "train", f"--config={CONFIG}:{steps}"]
+    command = [sys.executable, "-m", "clipjax.cli", "train", f"--config={config}:{steps}"]
     command += [f"--workdir={workdir}", *(f"--config.{o}" for o in overrides)]
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     root = str(Path(__file__).parent.parent)
