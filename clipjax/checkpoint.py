@@ -7,8 +7,8 @@ a temporary name and renames it when all of it is there, so a kill at any instan
   train      optimizer state, step, EMA      }
   meta       samples, data counters, config (with preprocessing), versions            JSON
   tokenizer  its config, and its files as text                                        JSON
-  frozen     only with `checkpoint.frozen_once`: the folder beside it, `frozen-SAMPLES-TOKEN`, that holds the parameters
-             which no step changes (a teacher, a frozen tower), for all checkpoints of the run; it is whole before the
+  frozen     only with `checkpoint.frozen_once`: which folder `checkpoints/frozen/SAMPLES-TOKEN` holds the parameters
+             that no step changes (a teacher, a frozen tower), for all checkpoints of the run; it is whole before the
              first of them is begun, and without it none of them can be read                                    JSON
 """
 
@@ -30,12 +30,14 @@ from clipjax.data.tokenizers import Tokenizer, load_tokenizer
 from clipjax.errors import UserError
 from clipjax.migrate import migrate
 
+# The item that names the folder of what is saved once, and the folder of all of those.
+FROZEN = "frozen"
 ITEMS = {
     "params": ocp.StandardCheckpointHandler,
     "train": ocp.StandardCheckpointHandler,
     "meta": ocp.JsonCheckpointHandler,
     "tokenizer": ocp.JsonCheckpointHandler,
-    "frozen": ocp.JsonCheckpointHandler,
+    FROZEN: ocp.JsonCheckpointHandler,
 }
 
 
@@ -121,13 +123,14 @@ class Checkpointer:
         if self._once:
             flat = rules.paths(params)
             if self._frozen is None:
-                name = f"frozen-{samples}-{self._token:08x}"
+                # In a folder of their own: Orbax, while it starts, removes what is unfinished among the checkpoints.
+                name = f"{samples}-{self._token:08x}"
                 with ocp.StandardCheckpointer() as writer:
                     constant = rules.tree({path: flat[path] for path in self._once})
-                    writer.save(self._directory / name, constant)
+                    writer.save(self._directory / FROZEN / name, constant)
                 self._frozen = name
             params = rules.tree({path: x for path, x in flat.items() if path not in self._once})
-            items["frozen"] = ocp.args.JsonSave({"folder": self._frozen})
+            items[FROZEN] = ocp.args.JsonSave({"folder": self._frozen})
         items["params"] = ocp.args.StandardSave(params)
         self._manager.save(samples, args=ocp.args.Composite(**items))
 
@@ -139,7 +142,7 @@ class Checkpointer:
         """
         where = self._directory / str(samples)
         check_shapes(parameter_metadata(where), params, str(where))
-        own, frozen = _parted(where, rules.paths(params))
+        own, folder, frozen = _parted(where, rules.paths(params))
         with _readable(where):
             restored = self._manager.restore(
                 samples,
@@ -150,11 +153,10 @@ class Checkpointer:
                 ),
             )
         params = restored["params"]
-        if frozen:
-            folder = frozen_folder(where)
+        if folder is not None:
             if frozen.keys() == self._once:
                 self._frozen = folder.name
-            params = rules.tree(rules.paths(params) | rules.paths(_whole(where, folder, frozen)))
+            params = rules.tree(rules.paths(params) | _read_flat(where, folder, frozen))
         return params, restored["train"], restored["meta"]
 
     def wait(self) -> None:
@@ -306,36 +308,33 @@ def frozen_folder(path: epath.Path) -> epath.Path | None:
     Raises:
       UserError: the folder is not there.
     """
-    if not (path / "frozen").exists():
+    if not (path / FROZEN).exists():
         return None
     with _readable(path), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         # It may have been linked to.
         real = path if "://" in str(path) else epath.Path(os.path.realpath(path))
-        folder = real.parent / epath.Path(reader.restore(path / "frozen")["folder"]).name
+        name = epath.Path(reader.restore(path / FROZEN)["folder"]).name
+    folder = real.parent / FROZEN / name
     if not folder.exists():
         raise UserError(
-            f"The checkpoint {str(path)!r} has its frozen parameters in the folder {folder.name!r} beside it, which is "
-            "not there; copy that along, or make a whole checkpoint of it where it came from, with: clipjax stage "
+            f"The checkpoint {str(path)!r} has its frozen parameters in the folder '{FROZEN}/{name}' beside it, which "
+            "is not there; copy that along, or make a whole checkpoint of it where it came from, with: clipjax stage "
             "--stage=rewrite."
         )
     return folder
 
 
-def _parted(path: epath.Path, flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters that are in the checkpoint directory `path` itself, and those that its run saved once."""
+def _parted(
+    path: epath.Path, flat: Mapping[str, Any]
+) -> tuple[dict[str, Any], epath.Path | None, dict[str, Any]]:
+    """Parameters in the checkpoint directory `path` itself, the folder of those saved once, and these."""
     folder = frozen_folder(path)
     if folder is None:
-        return dict(flat), {}
+        return dict(flat), None, {}
     with _readable(path):
         once = rules.paths(ocp.StandardCheckpointHandler().metadata(folder).tree)
-    frozen = {p: x for p, x in flat.items() if p in once}
-    return {p: x for p, x in flat.items() if p not in once}, frozen
-
-
-def _whole(path: epath.Path, item: epath.Path, wanted: Mapping[str, Any]) -> Any:
-    """All parameters of a folder of the checkpoint `path`; `wanted` has their shapes and shardings, by path."""
-    with _readable(path), ocp.StandardCheckpointer() as reader:
-        return reader.restore(item, rules.tree(wanted))
+    own = {p: x for p, x in flat.items() if p not in once}
+    return own, folder, {p: x for p, x in flat.items() if p in once}
 
 
 def averaged_paths(path: epath.Path) -> frozenset[str]:
@@ -355,13 +354,16 @@ def read_average(path: epath.Path, wanted: Mapping[str, Any]) -> dict[str, jax.A
 
 def read_some(path: epath.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Some parameters by path, without what a run averaged; `wanted` has their shapes, dtypes and shardings."""
-    found: dict[str, jax.Array] = {}
-    for some, item in zip(
-        _parted(path, wanted), (path / "params", frozen_folder(path)), strict=True
-    ):
-        if some:
-            found |= rules.paths(_read_part(path, item, rules.tree(some)))
-    return found
+    own, folder, frozen = _parted(path, wanted)
+    found = _read_flat(path, path / "params", own)
+    return found if folder is None else found | _read_flat(path, folder, frozen)
+
+
+def _read_flat(
+    path: epath.Path, item: epath.Path, wanted: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """Parameters by path, of a folder of the checkpoint directory `path`."""
+    return rules.paths(_read_part(path, item, rules.tree(wanted))) if wanted else {}
 
 
 def _read_part(path: epath.Path, item: epath.Path, wanted: Any) -> Any:

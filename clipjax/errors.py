@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 class UserError(Exception):
     """Something the user brought cannot work.
@@ -52,7 +54,10 @@ def describe(value: Any) -> str:
 
 @contextlib.contextmanager
 def mistakes_in(what: str, thing: Any) -> Iterator[None]:
-    """Within it, whatever goes wrong in a forker's own code is told in one sentence; a UserError passes as it is.
+    """Within it, whatever goes wrong in a forker's own code is told in one sentence.
+
+    A UserError passes as it is, and so does what is nobody's mistake: a device or another process of the job that is
+    gone, or no memory. The watchdog tells these apart, and such a run may be started again.
 
     Args:
       what: is being run, the beginning of the sentence: "The loss 'x' (package.module:my_loss)".
@@ -63,7 +68,7 @@ def mistakes_in(what: str, thing: Any) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split(" (http")[0].strip().split("\n\n")[0].split())

@@ -112,15 +112,26 @@ def prepare(config: ConfigDict, mesh: Mesh | AbstractMesh, epoch: int = EPOCH) -
         other = make_step(make_model(plain.model), losses, optimizer, plain, rate)
         work = flops.count(other, state, batch)
     said = remarks(boxed, mesh) + _unread(traced, batch, made_by)
-    per_sample = work / config.batch_size
     unchanged = _unchanged(traced, state)
-    if config.checkpoint.get("frozen_once") and not unchanged:
+    if config.checkpoint.frozen_once and not unchanged:
         said.append(
             "config.checkpoint.frozen_once saves nothing apart: every step changes all parameters, so each checkpoint "
             "holds them all."
         )
-    given = (config, mesh, model, rate, optimizer, losses, batch, state, step, per_sample)
-    return Prepared(*given, unchanged, said)
+    return Prepared(
+        config=config,
+        mesh=mesh,
+        model=model,
+        rate=rate,
+        optimizer=optimizer,
+        losses=losses,
+        batch=batch,
+        state=state,
+        step=step,
+        flops_per_sample=work / config.batch_size,
+        unchanged=unchanged,
+        remarks=said,
+    )
 
 
 def _check_needs(model: nn.Module, batch: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ def resolve(config: ConfigDict, epoch: int) -> ConfigDict:
         raise UserError(
             f"config.checkpoint.keep must be at least 1, or None for all, not {config.checkpoint.keep}."
         )
-    if config.checkpoint.get("frozen_once") and config.get("refreshes"):
+    if config.checkpoint.frozen_once and config.refreshes:
         raise UserError(
             "config.checkpoint.frozen_once does not go with config.refreshes, which change frozen parameters; leave "
             "one of them out."

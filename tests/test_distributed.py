@@ -12,6 +12,8 @@ import time
 import numpy as np
 import pytest
 
+import clipjax
+from clipjax import rules
 from clipjax.errors import UserError
 from clipjax.job import distributed
 from tests.tiny_job import BATCH, PATIENCE, ROOT, STEPS, Job, finished, sample_ids
@@ -40,6 +42,22 @@ def test_several_processes_are_one_with_as_many_devices(processes, pair, tmp_pat
             assert a[name] == pytest.approx(value, rel=2e-5, abs=2e-6), (name, b["samples"])
     first = [json.loads((w / "results.json").read_text()) for w in (several, one)]
     assert first[0].keys() == first[1].keys()
+
+
+def test_what_is_saved_once_by_several_processes(tmp_path):
+    """Both write one folder, and both find it again; the whole of it is what one process saves."""
+    frozen = ("optim.freeze=(('image/.*', True), ('.*', False))", "checkpoint.frozen_once=True")
+    workdir = finished(tmp_path / "run", 2, 1, *frozen, "checkpoint.keep=None", steps=8)
+    places = sorted((workdir / "checkpoints").iterdir())
+    assert len(list((workdir / "checkpoints" / "frozen").iterdir())) == 1
+    before = {name: np.asarray(x) for name, x in rules.paths(clipjax.load(workdir).params).items()}
+    for place in places:
+        if place.name.isdigit() and int(place.name) > 4 * BATCH:
+            shutil.rmtree(place)
+    finished(workdir, 2, 1, *frozen, "checkpoint.keep=None", steps=8)
+    after = rules.paths(clipjax.load(workdir).params)
+    for name, x in before.items():
+        np.testing.assert_array_equal(after[name], x, err_msg=name)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -32,8 +33,8 @@ def train(workdir, *overrides):
 def folders(workdir):
     """(samples of the checkpoints, names of the folders with frozen parameters)."""
     names = [p.name for p in (workdir / "checkpoints").iterdir()]
-    frozen = sorted(name for name in names if name.startswith("frozen-"))
-    return sorted(int(name) for name in names if name not in frozen), frozen
+    frozen = sorted(p.name for p in workdir.glob("checkpoints/frozen/*"))
+    return sorted(int(name) for name in names if name != "frozen"), frozen
 
 
 def params_of(path):
@@ -70,11 +71,11 @@ def test_one_folder_for_all_checkpoints(runs):
     whole, once = runs
     samples, frozen = folders(once)
     assert (samples, []) == folders(whole)
-    assert [name.rpartition("-")[0] for name in frozen] == [f"frozen-{samples[0]}"]
+    assert [name.rpartition("-")[0] for name in frozen] == [str(samples[0])]
     place = once / "checkpoints" / str(samples[-1])
     with_frozen = rules.paths(checkpoint.parameter_metadata(checkpoint.find(place)))
     assert with_frozen.keys() == params_of(whole).keys()
-    own, apart = checkpoint._parted(checkpoint.find(place), with_frozen)
+    own, _, apart = checkpoint._parted(checkpoint.find(place), with_frozen)
     assert apart.keys() == {path for path in with_frozen if path.startswith("image/")}
     assert own
     size = lambda path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file())  # noqa: E731
@@ -112,7 +113,7 @@ def test_the_setting_may_change_between_starts(runs, tmp_path, first):
     train(tmp_path / "other", other)
     found, frozen = folders(tmp_path / "other")
     assert found == samples
-    wanted = [f"frozen-{samples[0 if first else 1]}"]
+    wanted = [str(samples[0 if first else 1])]
     assert [name.rpartition("-")[0] for name in frozen] == wanted
     for place in samples:
         found = params_of(tmp_path / "other" / "checkpoints" / str(place))
@@ -124,7 +125,7 @@ def test_a_checkpoint_without_its_folder(runs, tmp_path):
     last = str(folders(once)[0][-1])
     shutil.copytree(once / "checkpoints" / last, tmp_path / last)
     with pytest.raises(
-        UserError, match=r"in the folder 'frozen-\d+-\w+' beside it, which is not there"
+        UserError, match=r"in the folder 'frozen/\d+-\w+' beside it, which is not there"
     ):
         clipjax.load(tmp_path / last)
     whole = tmp_path / "whole"
@@ -144,7 +145,8 @@ def test_checkpoints_of_two_runs_side_by_side(tmp_path):
         writer.close()
         shutil.copytree(tmp_path / name / "checkpoints" / "8", tmp_path / "models" / name)
         (frozen,) = folders(tmp_path / name)[1]
-        shutil.copytree(tmp_path / name / "checkpoints" / frozen, tmp_path / "models" / frozen)
+        place = Path("frozen", frozen)
+        shutil.copytree(tmp_path / name / "checkpoints" / place, tmp_path / "models" / place)
     (tmp_path / "link").symlink_to(tmp_path / "models" / "b")
     for place, number in (("models/a", 0), ("models/b", 1), ("link", 1)):
         for path, tensor in open_params(checkpoint.find(tmp_path / place)).items():
@@ -181,7 +183,7 @@ def test_on_another_mesh(tmp_path, sizes):
     train_state = {"step": state.step, "optimizer": state.optimizer, "ema": state.ema}
     writer.save(8, state.params, train_state, {"samples": 8}, {"config": None, "files": {}})
     writer.close()
-    assert folders(tmp_path) == ([8], ["frozen-8-00000000"])
+    assert folders(tmp_path) == ([8], ["8-00000000"])
     count = int(np.prod(list(sizes.values())))
     like = prepare(config, make_mesh(sizes, jax.devices()[:count])).state
     reader = Checkpointer(tmp_path)
@@ -199,12 +201,13 @@ def test_a_killed_run_goes_on(tmp_path):
     straight, killed, settings = tmp_path / "straight", tmp_path / "killed", (*SETTINGS, ONCE)
     assert start(straight, *settings, steps=6).wait() == 0
     process = start(killed, *settings, steps=6)
+    whole = lambda: list(killed.glob("checkpoints/frozen/*-????????"))  # noqa: E731
     deadline = time.monotonic() + 300
-    while not list(killed.glob("checkpoints/frozen-*")) and time.monotonic() < deadline:
+    while not whole() and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(killed.glob("checkpoints/frozen-*"))
+    assert whole()
     assert start(killed, *settings, steps=6).wait() == 0
     assert folders(killed)[0] == folders(straight)[0]
     assert_same(params_of(killed), params_of(straight))

@@ -12,7 +12,6 @@ It is what evaluators and refreshes see of a model. They bring the parameters, s
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,10 +28,10 @@ from clipjax.data import naflex
 from clipjax.data.bad import BadRecord
 from clipjax.data.images import decode, fit, flatten
 from clipjax.data.tokenizers import Tokenizer
+from clipjax.encode.programs import Programs
 from clipjax.encode.regions import RegionPrograms
 from clipjax.errors import ImageError, UserError
-from clipjax.mesh import batch_sharding, batch_shards, replicated
-from clipjax.models import boxed_params, example_batch, matmul_precision
+from clipjax.models import boxed_params, example_batch
 from clipjax.registry import nearest
 
 ImageInput = Image.Image | np.ndarray | bytes | str | Path
@@ -45,7 +44,7 @@ class Patches(NamedTuple):
     shape: np.ndarray | tuple[int, int]
 
 
-class Encoder:
+class Encoder(Programs):
     """Embeds lists of any length in batches of one shape, so that each tower compiles once.
 
     Args:
@@ -72,11 +71,11 @@ class Encoder:
         mesh: Mesh,
         batch_size: int = 256,
     ):
-        self.module, self.config, self.tokenizer, self.mesh = module, config, tokenizer, mesh
+        super().__init__(mesh, config["model"].get("dtype", "auto"))
+        self.module, self.config, self.tokenizer = module, config, tokenizer
         self.preprocess = dict(config["preprocess"])
         self.batch_size = self.whole(batch_size)
         self._image = dict(config["model"]["image"]) if "image" in config["model"] else None
-        self._dtype = config["model"].get("dtype", "auto")
         self._towers = [field for field in ("image", "text") if field in config["model"]]
         self._programs: dict[tuple[str, ...] | None, Callable] = {}
         self._rows_of: dict[tuple, set[str]] = {}
@@ -347,66 +346,3 @@ class Encoder:
             self._programs[name,] = self.program(lambda p, b: self._outputs(p, b, (name,)))
         parts = self._parts(self._programs[name,], params, batch, self.batch_size)
         return np.concatenate([part[name][:n] for part, n in parts])
-
-    def whole(self, size: int) -> int:
-        """The next batch size, at least 1, that the mesh divides."""
-        parts = batch_shards(self.mesh)
-        return max(math.ceil(size / parts), 1) * parts
-
-    def program(
-        self, function: Callable[[Any, Mapping[str, jax.Array]], Any]
-    ) -> Callable[[Any, Mapping[str, jax.Array]], Any]:
-        """`function(params, batch)`, compiled, in the model's precision, with its result on every device."""
-
-        def apply(params: Any, batch: Mapping[str, jax.Array]) -> Any:
-            with matmul_precision(self._dtype):
-                return function(params, batch)
-
-        return jax.jit(apply, out_shardings=replicated(self.mesh))
-
-    def apply(
-        self,
-        program: Callable[[Any, Mapping[str, jax.Array]], Any],
-        params: Any,
-        batch: Mapping[str, np.ndarray],
-        size: int,
-    ) -> Any:
-        """Runs a program over the rows (at least one) of a batch, `size` of them at a time; the last part is padded.
-
-        Args:
-          program: of `program`; gives an array [size, ...], or a tree of such.
-          params: given to it.
-          batch: field -> array [n, ...].
-          size: of `whole`.
-
-        Returns:
-          NumPy arrays [n, ...] in the same tree.
-        """
-        parts = self._parts(program, params, batch, size)
-        trees = [jax.tree.map(lambda x, n=n: x[:n], part) for part, n in parts]
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *trees)
-
-    def _parts(
-        self, program: Callable, params: Any, batch: Mapping[str, np.ndarray], size: int
-    ) -> list[tuple[Any, int]]:
-        """What a program gives for each part of a batch, in NumPy, and how many of its rows are no padding.
-
-        A part is fetched while the next one runs, so that devices hold no more than two.
-        """
-        total, parts = len(next(iter(batch.values()))), []
-        running: Any = None
-        with jax.set_mesh(self.mesh):
-            for start in range(0, total, size):
-                count = min(size, total - start)
-                rows = {k: self._rows(x[start : start + count], size) for k, x in batch.items()}
-                started = program(params, rows)
-                if running is not None:
-                    parts.append((jax.tree.map(np.asarray, running[0]), running[1]))
-                running = started, count
-        return [*parts, (jax.tree.map(np.asarray, running[0]), running[1])]
-
-    def _rows(self, rows: np.ndarray, size: int) -> jax.Array:
-        """A padded batch on the mesh; of several processes, each has all rows and puts those of its own devices."""
-        padding = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-        rows = np.pad(rows, padding, mode="edge")
-        return jax.make_array_from_callback(rows.shape, batch_sharding(self.mesh), rows.__getitem__)

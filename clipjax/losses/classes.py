@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from clipjax.errors import UserError
+from clipjax.losses import inputs
 
 
 def class_cross_entropy(
@@ -23,7 +24,8 @@ def class_cross_entropy(
     Args:
       image_BxD: image embeddings; their images may be split over a mesh.
       class_CxD: class embeddings.
-      labels_B: int32, the class of each image; -1: none, and the image counts for nothing.
+      labels_B: int32, the class of each image; -1: none, and the image counts for nothing. C or more is no class: the
+        loss is NaN.
       scale: of the logits.
       label_smoothing: share of the target that is spread over all classes.
 
@@ -62,12 +64,12 @@ def classify(
     if labels_Bxl.ndim != 2 or labels_Bxl.shape[1] != 1:
         raise UserError(
             f"class_cross_entropy takes one label a sample, but the field {labels!r} is {list(labels_Bxl.shape)}; set "
-            f"count = 1 of the feature that makes it."
+            "count = 1 of the feature that makes it."
         )
     return class_cross_entropy(
         outputs[embedding],
         outputs[centres],
         labels_Bxl[:, 0],
-        outputs[scale] if isinstance(scale, str) else scale,
+        inputs.scalar(outputs, scale),
         label_smoothing=label_smoothing,
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipjax.errors import UserError
+from clipjax.losses import inputs
 from clipjax.losses.softmax import softmax_contrastive, teacher_targets
 
 
@@ -92,12 +93,11 @@ def distill_similarities(
     `student` and `teacher` are the outputs that hold rows and columns, the scales an output or a number.
     """
     del batch
-    scale = lambda x: outputs[x] if isinstance(x, str) else x  # noqa: E731
     return similarity_distill(
         *(outputs[name] for name in student),
-        scale(student_scale),
+        inputs.scalar(outputs, student_scale),
         *(outputs[name] for name in teacher),
-        scale(teacher_scale),
+        inputs.scalar(outputs, teacher_scale),
         own_share=own_share,
         temperature=temperature,
         mesh=mesh,

@@ -1,5 +1,7 @@
 """What both contrastive losses take: checked in one place, with one sentence for what does not fit."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -46,6 +48,11 @@ def _one_each(values: jax.Array, of_BxD: jax.Array, name: str) -> jax.Array:
     if values.shape != of_BxD.shape[:1]:
         raise UserError(f"{name} must have shape [{len(of_BxD)}], not {list(values.shape)}.")
     return values
+
+
+def scalar(outputs: Mapping[str, jax.Array], given: str | float) -> jax.Array | float:
+    """A scale or a bias as a config gives it: the name of an output, or a number."""
+    return outputs[given] if isinstance(given, str) else given
 
 
 def captions(text_BxKxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

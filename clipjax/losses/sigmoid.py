@@ -190,8 +190,8 @@ def sigmoid(
     return sigmoid_contrastive(
         outputs[image],
         text,
-        outputs[scale] if isinstance(scale, str) else scale,
-        outputs[bias] if isinstance(bias, str) else bias,
+        inputs.scalar(outputs, scale),
+        inputs.scalar(outputs, bias),
         mesh=mesh,
         layout=layout,
         block_size=block_size,

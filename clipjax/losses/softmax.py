@@ -318,7 +318,7 @@ def softmax(
     return softmax_contrastive(
         outputs[image],
         text,
-        outputs[scale] if isinstance(scale, str) else scale,
+        inputs.scalar(outputs, scale),
         mesh=mesh,
         layout=layout,
         block_size=block_size,

@@ -1,5 +1,6 @@
 """Evaluators that the tests name by import path: good ones, and one of each mistake."""
 
+import jax
 import numpy as np
 
 
@@ -100,4 +101,6 @@ class Fails:
             raise KeyError("labels")
 
     def run(self, params):
+        if self._when == "gone":
+            raise jax.errors.JaxRuntimeError("Connection closed by peer")
         return {"x": {}["labels"]}

@@ -125,6 +125,13 @@ def test_a_mistake_in_an_evaluator_is_one_sentence():
         evaluator.run(None)
 
 
+def test_a_peer_that_is_gone_is_no_mistake():
+    """The watchdog must see it as it is, so that the job ends with "try again"."""
+    evaluator = make_evaluator("x", {"kind": f"{OWN}:Fails", "when": "gone"}, None)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Connection closed by peer"):
+        evaluator.run(None)
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

@@ -86,6 +86,12 @@ def test_without_any_label_it_is_zero():
     assert not np.any(gradient)
 
 
+def test_a_label_that_is_no_class_is_no_number():
+    image, classes, labels = case()
+    labels[5] = C
+    assert np.isnan(class_cross_entropy(image, classes, labels, 10.0)[0])
+
+
 def test_an_entry_of_a_config():
     image, classes, labels = case()
     loss = lookup("class_cross_entropy", KINDS, "loss")

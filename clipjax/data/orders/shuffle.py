@@ -22,6 +22,7 @@ class Shuffle:
       seed: of the run.
       windows: for each source None, a global shuffle; or (block, window): blocks of so many neighbouring records are
         shuffled, and then the records within windows of so many, so that reading goes along the files.
+      start: what is called place 0.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class Shuffle:
         weights: Sequence[float],
         seed: int,
         windows: Sequence[tuple[int, int] | None] | None = None,
+        start: int = 0,
     ):
         windows = windows or [None] * len(lengths)
-        self._lengths, self._seed = list(lengths), seed
+        self._lengths, self._seed, self._start = list(lengths), seed, start
         self._sources = [
             _shuffled(n, hash32(seed, number, 7).item(), window)
             for number, (n, window) in enumerate(zip(lengths, windows, strict=True))
@@ -47,6 +49,7 @@ class Shuffle:
 
     def draw(self, place: int, number: int) -> tuple[int, int]:
         """(source, record) of a place, or the `number`-th replacement for it: any record of the same source."""
+        place += self._start
         source, position = self._mix[place]
         if number:
             return source, hashed(8, self._seed, place, number) * self._lengths[source] >> 64
@@ -87,17 +90,7 @@ def _shuffled(length: int, seed: int, window: tuple[int, int] | None):
     return grain.MapDataset.range(length).seed(seed).shuffle().repeat()
 
 
-class _From:
-    """An order from a later place on."""
-
-    def __init__(self, order: Shuffle, start: int):
-        self._order, self._start = order, start
-
-    def draw(self, place: int, number: int) -> tuple[int, int]:
-        return self._order.draw(self._start + place, number)
-
-
-def shuffle(records: Records, start: int = 0) -> Shuffle | _From:
+def shuffle(records: Records, start: int = 0) -> Shuffle:
     """The kind `shuffle` of config.data.order: see `Shuffle`.
 
     `start` is the place of the run's first sample. A second run that is to go on through the data where a first one
@@ -107,5 +100,4 @@ def shuffle(records: Records, start: int = 0) -> Shuffle | _From:
       UserError: `start` is no whole number of at least 0.
     """
     whole(start, 0, "config.data.order.start")
-    order = Shuffle(records.lengths, records.weights, records.seed, records.windows)
-    return _From(order, start) if start else order
+    return Shuffle(records.lengths, records.weights, records.seed, records.windows, start)
