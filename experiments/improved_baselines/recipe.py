@@ -2,8 +2,8 @@
 
   clipjax recipe --recipe=experiments/improved_baselines/recipe.py --workdir=runs/improved_baselines --jobs=2
 
-Three seeds of `clip` and `rocket`, one of each further arm; with the argument `full` three of all. The last rows compare
-at equal samples: a CLIP as short as `rocket`, and with `full` a `rocket` as long as `clip` (three times the cost).
+Three seeds of `clip` and `rocket`, one of each further arm; with the argument `full` three of all. The last rows
+compare at equal samples: a CLIP as short as `rocket`, and with `full` a `rocket` as long as `clip` (three times the cost).
 """
 
 from clipjax.recipe import arms, further_seeds, rows, table, train
