@@ -3,7 +3,7 @@
   clipjax recipe --recipe=experiments/improved_baselines/recipe.py --workdir=runs/improved_baselines --jobs=2
 
 Three seeds of `clip` and `rocket`, one of each further arm; with the argument `full` three of all. The last rows
-compare at equal samples: a CLIP as short as `rocket`, and with `full` a `rocket` as long as `clip` (three times the cost).
+compare at equal samples: a CLIP as short as `rocket`, and with `full` a `rocket` as long as `clip` (thrice the cost).
 """
 
 from clipjax.recipe import arms, further_seeds, rows, table, train
