@@ -314,11 +314,13 @@ def frozen_folder(path: epath.Path) -> epath.Path | None:
         # It may have been linked to.
         real = path if "://" in str(path) else epath.Path(os.path.realpath(path))
         name = epath.Path(reader.restore(path / FROZEN)["folder"]).name
-    folder = real.parent / FROZEN / name
+    # The first version had its folders, FROZEN-SAMPLES-TOKEN, among the checkpoints.
+    inner = name if name.startswith(f"{FROZEN}-") else f"{FROZEN}/{name}"
+    folder = real.parent / inner
     if not folder.exists():
         raise UserError(
-            f"The checkpoint {str(path)!r} has its frozen parameters in the folder '{FROZEN}/{name}' beside it, which "
-            "is not there; copy that along, or make a whole checkpoint of it where it came from, with: clipjax stage "
+            f"The checkpoint {str(path)!r} has its frozen parameters in the folder {inner!r} beside it, which is not "
+            "there; copy that along, or make a whole checkpoint of it where it came from, with: clipjax stage "
             "--stage=rewrite."
         )
     return folder

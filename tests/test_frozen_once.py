@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import clipjax
@@ -77,9 +78,9 @@ def test_one_folder_for_all_checkpoints(runs):
     assert with_frozen.keys() == params_of(whole).keys()
     own, _, apart = checkpoint._parted(checkpoint.find(place), with_frozen)
     assert apart.keys() == {path for path in with_frozen if path.startswith("image/")}
+    held = ocp.StandardCheckpointHandler().metadata(place / "params").tree
     assert own
-    size = lambda path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file())  # noqa: E731
-    assert size(place / "params") < size(whole / "checkpoints" / place.name / "params")
+    assert rules.paths(held).keys() == own.keys()
 
 
 def test_every_checkpoint_is_read_as_a_whole_one(runs):
@@ -133,6 +134,23 @@ def test_a_checkpoint_without_its_folder(runs, tmp_path):
     assert main(["stage", "--stage=rewrite", f"--source={source}", f"--target={whole}"]) == 0
     assert_same(params_of(whole), params_of(once))
     assert not (whole / "frozen").exists()
+
+
+def test_a_run_of_the_first_version_goes_on(runs, tmp_path):
+    """Its folder lay among the checkpoints; it stays there, and later checkpoints name it, too."""
+    _, once = runs
+    samples, (frozen,) = folders(once)
+    old, places = tmp_path / "old", tmp_path / "old" / "checkpoints"
+    shutil.copytree(once, old)
+    (places / "frozen" / frozen).rename(places / f"frozen-{frozen}")
+    (places / "frozen").rmdir()
+    shutil.rmtree(places / str(samples[-1]))
+    for place in samples[:-1]:
+        (named,) = (places / str(place) / "frozen").rglob("metadata")
+        named.write_text(named.read_text().replace(frozen, f"frozen-{frozen}"))
+    train(old, ONCE)
+    assert not (places / "frozen").exists()
+    assert_same(params_of(old), params_of(once))
 
 
 def test_checkpoints_of_two_runs_side_by_side(tmp_path):

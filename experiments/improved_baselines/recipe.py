@@ -11,7 +11,9 @@ from experiments.improved_baselines.arms import ARMS
 from experiments.improved_baselines.configs.small import VIEWS
 
 MAIN, SEEDS = ARMS[:2], (0, 1, 2)
-EQUAL = {"clip, a third": ("clip", VIEWS // 3), "rocket, threefold": ("rocket", VIEWS)}
+# Title -> (name, arm, samples) of what compares at equal samples, and what of it only `full` runs.
+SHORT = {"clip, a third": ("clip-a-third", "clip", VIEWS // 3)}
+LONG = {"rocket, threefold": ("rocket-threefold", "rocket", VIEWS)}
 COLUMNS = {
     "seen R@5": "seen/text_to_image/R@5",
     "unseen R@5": "unseen/text_to_image/R@5",
@@ -21,23 +23,20 @@ COLUMNS = {
 
 def get_recipe(arg=None):
     few = further_seeds(arg)
-    titles = list(EQUAL) if arg else list(EQUAL)[:1]
-    equal = {title: title.replace(", ", "-").replace(" ", "-") for title in titles}
+    equal = SHORT | (LONG if arg else {})
     seen = "seen R@5"
     return [
         *arms("configs/small.py", MAIN, SEEDS),
         *arms("configs/small.py", ARMS[2:], few),
         *(
-            train(
-                equal[title],
-                f"configs/small.py:{EQUAL[title][0]}",
-                {"total_samples": EQUAL[title][1]},
-            )
-            for title in titles
+            train(name, f"configs/small.py:{arm}", {"total_samples": samples})
+            for name, arm, samples in equal.values()
         ),
         table(
             "results",
-            {**rows(MAIN, SEEDS), **rows(ARMS[2:], few), **equal},
+            rows(MAIN, SEEDS)
+            | rows(ARMS[2:], few)
+            | {t: name for t, (name, _, _) in equal.items()},
             COLUMNS,
             baseline="clip",
             compare=[
